@@ -130,11 +130,14 @@ class CheckpointStore:
         """One part of a verified checkpoint."""
         return read_part(path, name)
 
-    def drop_after(self, step: int) -> None:
-        """Remove checkpoints beyond `step`: they belong to a run that was abandoned by resuming earlier."""
-        for later in self.steps():
-            if later > step:
-                self._discard(self.path(later))
+    def set_aside_after(self, step: int) -> None:
+        """Rename checkpoints beyond `step`: resuming earlier abandoned the run that they belong to. Nothing is deleted."""
+        for later in (number for number in self.steps() if number > step):
+            attempt = 1
+            while (aside := self.folder / f"set-aside-{attempt}-checkpoint-{later}").exists():
+                attempt += 1
+            self.path(later).rename(aside)
+            self._emit(Notice(f"{self.path(later).name} is beyond the resumed step and was renamed to {aside.name}"))
 
     def _rotate(self, newest: int) -> None:
         if self._limit <= 0:

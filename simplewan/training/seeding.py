@@ -23,6 +23,6 @@ def seed_step(seed: int, role: str, step: int, rank: int = 0) -> torch.Generator
     """Seed the global generators for one step of one role; returns its own CPU generator for noise and timesteps."""
     derived = derive_seed(seed, role, step, rank)
     random.seed(derived)
-    numpy.random.seed(derived % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    numpy.random.seed(derived % 2**32)
     torch.manual_seed(derived)
     return torch.Generator().manual_seed(derive_seed(derived, "draw"))
