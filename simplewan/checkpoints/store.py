@@ -131,7 +131,7 @@ class CheckpointStore:
         return read_part(path, name)
 
     def set_aside_after(self, step: int) -> None:
-        """Rename checkpoints beyond `step`: resuming earlier abandoned the run that they belong to. Nothing is deleted."""
+        """Rename checkpoints beyond `step`: resuming earlier abandoned their run. Nothing is deleted."""
         for later in (number for number in self.steps() if number > step):
             attempt = 1
             while (aside := self.folder / f"set-aside-{attempt}-checkpoint-{later}").exists():
