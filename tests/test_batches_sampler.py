@@ -107,6 +107,16 @@ def test_ranks_share_out_what_is_there(case):
     assert len({json.dumps(sampler.state_dict()) for sampler in samplers}) == 1
 
 
+def test_a_batch_that_found_no_step_is_first_in_the_next_epoch():
+    samples = refs_of(2, 2, 2, 2)
+    setup = {"batch_size": 2, "seed": 0, "role": "high", "world_size": 3}
+    samplers = ranks(samples, setup)
+    streams = [list(islice(sampler, sampler.batches_in_epochs(40))) for sampler in samplers]
+    for epoch in range(40):
+        seen = Counter(name for stream in streams for spec in stream if spec.epoch <= epoch for name in spec.names)
+        assert all(epoch <= seen[ref.name] <= epoch + 1 for ref in samples)
+
+
 def test_ranks_of_a_step_share_a_bucket_where_they_can():
     samplers = ranks(refs_of(16, 16), {"batch_size": 2, "seed": 0, "role": "high", "world_size": 2})
     streams = [list(islice(sampler, 8)) for sampler in samplers]
