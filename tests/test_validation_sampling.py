@@ -148,7 +148,6 @@ def test_every_scheduler_walks_straight_to_the_clean_latents(name, shift):
     estimates = []
 
     def predict(latents, timesteps, embeds, expert):
-        # The noise level that fits the latents, whatever rounding the scheduler gave the timestep.
         return noise - clean
 
     noise = initial_noise(SHAPE, seed=2)
