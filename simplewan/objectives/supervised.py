@@ -35,6 +35,20 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 class RoleLike(Protocol):
     """What the objective needs of a role: its name, its bounds in sigma, and its network as a function."""
 
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sigma_bounds(self) -> tuple[float, float]: ...
+
+    @property
+    def predict(self) -> Predict: ...
+
+
+@dataclass(frozen=True)
+class FlowRole:
+    """A `RoleLike` for those who have nothing else to carry."""
+
     name: str
     sigma_bounds: tuple[float, float]
     predict: Predict
@@ -69,8 +83,8 @@ class SupervisedFlowMatching:
     patch: int = 2
 
     def roles_due(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
-        """The roles that take the optimiser step number `step` (from 0): one at a time, in turn."""
-        return (roles[step % len(roles)],)
+        """The roles that take the optimiser step number `step` (from 1): one at a time, in turn."""
+        return (roles[(step - 1) % len(roles)],)
 
     def shift_for(self, latents_BCFHW: Tensor) -> float:
         """The shift of a batch: the fixed one, or that of its token grid."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from simplewan.objectives.flow import NUM_TIMESTEPS
 from simplewan.validation.clips import BACKGROUND, FAINT, INK, font_for, save_png
 
-NUM_BINS = 50
-BIN_WIDTH, PLOT_HEIGHT = 14, 150
-LEFT, TOP, RIGHT, BOTTOM = 56, 34, 24, 34
+# 25 timesteps each, so that Wan's boundaries, 875 and 900, are edges of bins.
+NUM_BINS = 40
+BIN_WIDTH, PLOT_HEIGHT = 18, 150
+LEFT, TOP, RIGHT, BOTTOM = 56, 34, 24, 40
 BAR_COLOURS = ((92, 158, 255), (255, 158, 74), (120, 200, 120), (210, 130, 220))
 BOUNDARY_COLOUR = (255, 92, 92)
 
@@ -29,7 +30,7 @@ def save_histogram(path: Path, draws: Mapping[str, Tensor], *, boundary: float |
 
 
 def timestep_histogram(draws: Mapping[str, Tensor], *, boundary: float | None = None) -> Image.Image:
-    """A panel per role: how many of its `draws` (sigmas 0..1, 1-D) fall into each 20 timesteps of 0..1000.
+    """A panel per role: how many of its `draws` (sigmas 0..1, 1-D) fall into each bin of timesteps 0..1000.
 
     `boundary` (a sigma) is marked with a line. Raises ValueError without draws.
     """

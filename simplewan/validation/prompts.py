@@ -20,14 +20,14 @@ MAX_NAME_LENGTH = 80
 # Motion, people, animals, scenery and camera moves; nothing that asks for writing, which small models cannot spell.
 BUILT_IN_LIBRARY: dict[str, str] = {
     "red_ball": "A red rubber ball bounces down a flight of stone steps in bright sunlight, one step after the other.",
-    "pouring_tea": "Close-up of tea being poured from a clay pot into a white cup, steam rising, shallow depth of field.",
+    "pouring_tea": "Close-up of tea being poured from a clay pot into a white cup, steam rising, soft light.",
     "runner": "A woman in a yellow jacket runs along a beach at dawn, the camera follows beside her at the same speed.",
     "old_man_laughs": "Portrait of an old man with a grey beard who looks into the camera and slowly begins to laugh.",
     "two_dancers": "Two dancers in dark clothes turn around each other on an empty stage, lit by a single spotlight.",
     "cat_jump": "A grey cat crouches on a wooden table, wiggles, and jumps onto a window sill; seen from the side.",
     "horses": "A herd of horses gallops through shallow water, spray flying, filmed from the air in slow motion.",
     "hummingbird": "A hummingbird hovers in front of a pink flower, its wings a blur, the background soft and green.",
-    "mountain_lake": "Mist drifts over a still mountain lake at sunrise, pine trees on the shore, the camera does not move.",
+    "mountain_lake": "Mist drifts over a still mountain lake at sunrise, pine trees on the shore, a fixed camera.",
     "storm_waves": "High waves break against a lighthouse during a storm, dark clouds moving fast, heavy rain.",
     "forest_dolly": "The camera glides forward along a narrow path through an autumn forest, leaves falling.",
     "city_orbit": "The camera circles around a glass tower at night, car lights streaming through the streets below.",
@@ -95,7 +95,7 @@ def validation_sizes(
             continue
         if floored != (width, height):
             rounded = f"{floored[0]}x{floored[1]}"
-            emit(Notice(f"validation_resolution {part} is rendered at {rounded}: {flavour.name} needs multiples of {multiple}"))
+            emit(Notice(f"validation_resolution {part} is rendered at {rounded}: sizes are multiples of {multiple}"))
         if floored not in sizes:
             sizes.append(floored)
     if not parts:
@@ -112,7 +112,11 @@ def validation_frames(num_frames: int, *, flavour: Flavour, emit: Emit, where: s
     stride = flavour.vae.temporal_stride
     floored = (num_frames - 1) // stride * stride + 1
     if floored != num_frames:
-        emit(Notice(f"validation_num_video_frames {num_frames} is rendered as {floored}: the model makes {stride}n+1 frames"))
+        emit(
+            Notice(
+                f"validation_num_video_frames {num_frames} is rendered as {floored}: the model makes {stride}n+1 frames"
+            )
+        )
     return floored
 
 

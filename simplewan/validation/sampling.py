@@ -93,7 +93,7 @@ def sample(
     needs a negative prompt that is not there. Classifier-free guidance: arXiv 2207.12598.
     """
     scales = _scale_per_expert(guidance)
-    if negative_embeds_BLD is None and max(scales.values()) > 1:
+    if negative_embeds_BLD is None and needs_negative(guidance):
         raise ValueError(f"guidance {guidance} needs the embedding of a negative prompt")
     # Timesteps stay on the CPU: comparing them with the boundary then costs no synchronisation.
     scheduler.set_timesteps(num_steps)
@@ -114,6 +114,11 @@ def sample(
             replaced = callback(index, float(timestep), latents, x0)
             latents = latents if replaced is None else replaced
     return latents
+
+
+def needs_negative(guidance: Guidance) -> bool:
+    """Whether sampling at this guidance makes unconditional passes at all."""
+    return max(_scale_per_expert(guidance).values()) > 1
 
 
 def experts_used(scheduler: Scheduler, *, num_steps: int, boundary: float | None) -> tuple[str, ...]:
