@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simplewan.caches import Item, Store, fill
 from simplewan.caches import shards as shards_module
+from simplewan.caches.fill import fill
+from simplewan.caches.keys import Item
 from simplewan.caches.shards import write_shard
+from simplewan.caches.store import Store
 from simplewan.events import Notice
 
 
@@ -149,7 +151,9 @@ def test_only_ownerless_leftovers_are_removed(tmp_path):
 
 WRITER = """
 import sys, time, torch
-from simplewan.caches import Item, Store, fill
+from simplewan.caches.fill import fill
+from simplewan.caches.keys import Item
+from simplewan.caches.store import Store
 def encode(items):
     time.sleep(float(sys.argv[3]))
     return [torch.full((50,), float(int(item.key[:4], 16))) for item in items]
