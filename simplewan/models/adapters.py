@@ -145,7 +145,7 @@ def adapter_state(transformer: nn.Module, name: str = DEFAULT_ADAPTER) -> dict[s
 
 
 def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor], name: str = DEFAULT_ADAPTER) -> None:
-    """Put the weights of `adapter_state` back. Raises ValueError, before anything changes, when keys or shapes differ."""
+    """Put the weights of `adapter_state` back. Raises ValueError, and changes nothing, when keys or shapes differ."""
     parameters = adapter_parameters(transformer, name)
     missing, surplus = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
     if missing or surplus:
@@ -183,6 +183,6 @@ def adapters_off(transformer: nn.Module) -> Iterator[None]:
 
 
 def train_everything(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """All weights trainable, as float32 masters (compute in fewer bits is autocast's business). Returns them by name."""
+    """All weights trainable, as float32 masters (fewer bits are autocast's business), by name."""
     transformer.float().requires_grad_(True)
     return dict(transformer.named_parameters())

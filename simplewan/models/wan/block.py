@@ -60,10 +60,10 @@ def modulated_norm(norm: nn.LayerNorm, hidden_BSD: Tensor, scale_BRPD: Tensor, s
     """LayerNorm without weights, times 1 + scale, plus shift, in float32; back in the dtype of the hidden states."""
     shape, runs = norm.normalized_shape, scale_BRPD.shape[1]
     if scale_BRPD.shape[0] == runs == 1:
-        weight, bias = (1 + scale_BRPD).flatten(), shift_BRPD.flatten()
+        weight, bias = (1 + scale_BRPD).flatten().float(), shift_BRPD.flatten().float()
         return F.layer_norm(hidden_BSD.float(), shape, weight, bias, norm.eps).type_as(hidden_BSD)
     normed = F.layer_norm(hidden_BSD.float(), shape, None, None, norm.eps).unflatten(1, (runs, -1))
-    return torch.addcmul(shift_BRPD, normed, 1 + scale_BRPD).flatten(1, 2).type_as(hidden_BSD)
+    return torch.addcmul(shift_BRPD.float(), normed, 1 + scale_BRPD.float()).flatten(1, 2).type_as(hidden_BSD)
 
 
 def gated_sum(hidden_BSD: Tensor, branch_BSD: Tensor, gate_BRPD: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def velocity(
     """The predicted velocity, (B, C, F, H, W) -> (B, out channels, F, H, W), in the dtype of the transformer.
 
     `timestep`: 0..1000, float, (B,); or (B, R) for R modulation rows: one a latent frame when R = F, else
-    `token_rows` (S,) or (B, S), int64, names the row of every token. `encoder_hidden_states_BLD`: text embeddings padded
-    with zeros to 512 tokens; with `text_lengths` (tokens of each prompt) the padding is merged (`padding.py`).
+    `token_rows` (S,) or (B, S), int64, names the row of every token. `encoder_hidden_states_BLD`: text embeddings
+    padded with zeros to 512 tokens; with `text_lengths` (tokens of each prompt) the padding is merged (`padding.py`).
     `encoder_hidden_states_image`: CLIP tokens of Wan 2.1 I2V, (B, 257, 1280). Latents and embeddings are cast to the
     transformer's dtype; timesteps stay float32 up to their sinusoids.
     `skip_layers` are left out. `taps` receives, for each of its keys, the hidden states (B, S, D) behind that layer.

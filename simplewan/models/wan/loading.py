@@ -44,18 +44,19 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
     path = _checked(place, flavour)
     if path.is_file():
         return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
-    return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=place.variant))
+    return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
 
 
 def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
     """The AutoencoderKLWan. Raises UserError."""
     from diffusers import AutoencoderKLWan
 
-    path = _checked(source(model, flavour, "vae"), flavour)
+    place = source(model, flavour, "vae")
+    path = _checked(place, flavour)
     if path.is_file():
         config = _config_folder(model, flavour, "vae", path)
         return _frozen(AutoencoderKLWan.from_single_file(str(path), config=str(config), torch_dtype=dtype))
-    return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype))
+    return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
 
 
 def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -82,6 +83,11 @@ def _checked(place: Source, flavour: Flavour) -> Path:
     if problems:
         raise UserError(*problems)
     return path
+
+
+def _variant(folder: Path, place: Source) -> str | None:
+    """The variant asked for, where this part has one."""
+    return place.variant if place.variant and any(folder.glob(f"*.{place.variant}*")) else None
 
 
 def _frozen(module: Any) -> Any:

@@ -43,7 +43,7 @@ class ModelSource(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A part's place: the option that names it, what it says, and the subfolder there (None: the files are at the top)."""
+    """A part's place: the option that names it, what it says, and the subfolder there (None: at the top)."""
 
     part: str
     key: str
@@ -106,9 +106,8 @@ def resolve_folder(name_or_path: str, patterns: Sequence[str], *, key: str, revi
 def part_folder(place: Source) -> Path:
     """The folder (or single file) with the part's files, downloaded if need be. Raises UserError."""
     folder = "" if place.subfolder is None else f"{place.subfolder}/"
-    weights = f"{folder}*{place.variant}*" if place.variant else f"{folder}*"
-    patterns = [f"{folder}*.json", f"{folder}*.model", *(weights + ending for ending in _WEIGHT_ENDINGS[:1])]
-    path = resolve_folder(place.name, ["model_index.json", *patterns], key=place.key, revision=place.revision)
+    patterns = ["model_index.json", *(f"{folder}{name}" for name in ("*.json", "*.model", "*.safetensors"))]
+    path = resolve_folder(place.name, patterns, key=place.key, revision=place.revision)
     return path if path.is_file() or place.subfolder is None else path / place.subfolder
 
 
@@ -169,14 +168,17 @@ def check_files(model: ModelSource, flavour: Flavour) -> None:
 
 
 def check_part(folder: Path, place: Source, flavour: Flavour) -> list[Problem]:
-    """What is wrong with a part's folder: not there, no configuration, no weights, or another model's sizes."""
-    if folder.is_file():
-        return []
+    """What is wrong with a part's folder: not there, no configuration, no weights, or another model's sizes.
+
+    Of a single file the names and shapes in its header are looked at.
+    """
 
     def problem(message: str, fix: str) -> list[Problem]:
         return [Problem("model", message, key=place.key, value=place.name, fix=fix)]
 
     config_name = _CONFIG_NAMES.get(place.part, "config.json")
+    if folder.is_file():
+        return _mismatch(_header_config(folder), place, flavour)
     if not (folder / config_name).is_file():
         layout = "the folder must be in diffusers' layout (as save_pretrained writes it)"
         return problem(f"has no {'' if place.subfolder is None else place.subfolder + '/'}{config_name}", layout)
@@ -189,30 +191,47 @@ def check_part(folder: Path, place: Source, flavour: Flavour) -> list[Problem]:
     missing = missing_weights(folder)
     if missing:
         return problem(f"lacks {missing} in {folder.name}/", "copy or download the model again")
+    return _mismatch(config, place, flavour)
+
+
+def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[Problem]:
+    """Sizes of a configuration (what it does not say is not compared) against those of the flavour."""
+    differences: list[tuple[str, Any, Any]] = []
+    if place.part == "vae" and config.get("z_dim", flavour.vae.latent_channels) != flavour.vae.latent_channels:
+        differences.append(("has another VAE: z_dim", config["z_dim"], flavour.vae.latent_channels))
+    if place.part.startswith("transformer") and config.get("in_channels", flavour.in_channels) != flavour.in_channels:
+        differences.append(("has other inputs: in_channels", config["in_channels"], flavour.in_channels))
+    size = (config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0), config.get("num_layers"))
+    expected = expected_transformer_size(flavour)
+    names = {size: f"{name.upper()} ({size[0]} wide, {size[1]} blocks)" for name, size in KNOWN_SIZES.items()}
+    if place.part.startswith("transformer") and expected and size in names and size != expected:
+        differences.append(("is another size of Wan:", names[size], names[expected]))
+    fix = f'choose the model_flavour of this model, or a model of flavour "{flavour.name}"'
     return [
-        Problem("model", f"{message}, found {found}, expected {expected}", place.key, place.name, fix)
-        for message, found, expected, fix in _size_differences(config, place.part, flavour)
+        Problem("model", f"{message} {found}, expected {wanted}", place.key, place.name, fix)
+        for message, found, wanted in differences
     ]
 
 
-def _size_differences(config: dict[str, Any], part: str, flavour: Flavour) -> list[tuple[str, Any, Any, str]]:
-    fix = f'choose the model_flavour of this model, or a model of flavour "{flavour.name}"'
-    if part == "vae":
-        found, expected = config.get("z_dim"), flavour.vae.latent_channels
-        return [] if found == expected else [("has another VAE: z_dim", found, expected, fix)]
-    if not part.startswith("transformer"):
-        return []
-    differences = []
-    if config.get("in_channels") != flavour.in_channels:
-        differences.append(("has other inputs: in_channels", config.get("in_channels"), flavour.in_channels, fix))
-    width = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
-    found_size = (width, config.get("num_layers"))
-    expected_size = expected_transformer_size(flavour)
-    if expected_size and found_size in KNOWN_SIZES.values() and found_size != expected_size:
-        names = {size: name.upper() for name, size in KNOWN_SIZES.items()}
-        found, expected = (f"{names[size]} ({size[0]} x {size[1]} blocks)" for size in (found_size, expected_size))
-        differences.append(("is another size of Wan", found, expected, fix))
-    return differences
+def _header_config(file: Path) -> dict[str, Any]:
+    """Inputs, width and blocks of a transformer in one safetensors file, from its header; {} when it has no such part.
+
+    The header is JSON behind eight bytes of length (the safetensors format).
+    """
+    if file.suffix != ".safetensors":
+        return {}
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    blocks = {key.split("blocks.")[1].split(".")[0] for key in header if "blocks." in key}
+    patch = next((value["shape"] for key, value in header.items() if key.endswith("patch_embedding.weight")), None)
+    if patch is None:
+        return {}
+    return {
+        "in_channels": patch[1],
+        "num_attention_heads": 1,
+        "attention_head_dim": patch[0],
+        "num_layers": len(blocks),
+    }
 
 
 def expected_transformer_size(flavour: Flavour) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def clean_prompt(text: str) -> str:
-    """The prompt as Wan was trained on it: broken Unicode mended, HTML entities resolved (twice), white space single."""
+    """The prompt as Wan was trained on it: Unicode mended, HTML entities resolved (twice), white space single."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
@@ -47,7 +47,7 @@ def encode_prompts(tokenizer: Any, encoder: Any, prompts: Sequence[str], max_tok
 
 
 def pad_embeds(embeds: Sequence[Tensor], max_tokens: int = 512) -> Tensor:
-    """Stack trimmed embeddings (L, D) into (B, max_tokens, D), zeros behind each. Raises ValueError for a longer one."""
+    """Stack trimmed embeddings (L, D) into (B, max_tokens, D), zeros behind. Raises ValueError if one is longer."""
     longest = max(len(each) for each in embeds)
     if longest > max_tokens:
         raise ValueError(f"an embedding of {longest} tokens does not fit into {max_tokens}")

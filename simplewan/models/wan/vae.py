@@ -30,7 +30,7 @@ def encode(vae: Any, pixels_BCFHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: Any, latents_BCFHW: Tensor) -> Tensor:
-    """Pixels in [-1, 1], float32, of normalised latents: the inverse of `encode`, (B, z, n+1, h, w) -> (B, 3, 4n+1, H, W)."""
+    """Pixels in [-1, 1], float32, of normalised latents; (B, z, n+1, h, w) -> (B, 3, 4n+1, H, W), as `encode` back."""
     mean, std = latent_statistics(vae)
     latents = latents_BCFHW.to(vae.device, torch.float32) * std + mean
     return vae.decode(latents.to(vae.dtype)).sample.float()
