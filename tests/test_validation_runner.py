@@ -6,8 +6,8 @@ from dataclasses import replace
 import av
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
+from tiny import tiny_transformer, tiny_vae
 
 from simplewan.errors import Interrupted
 from simplewan.events import ErrorHappened, Progress, Stage, ValidationRendered
@@ -20,18 +20,7 @@ TEXTS = {"A cat.": 1.0, "A dog.": -1.0, "": 0.0}
 
 @pytest.fixture(scope="module")
 def models():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            text_dim=8,
-            freq_dim=16,
-            ffn_dim=16,
-            num_layers=1,
-            rope_max_seq_len=32,
-        )
-        return transformer.eval(), AutoencoderKLWan(base_dim=4, num_res_blocks=1).eval()
+    return tiny_transformer(text_dim=8, layers=1, seed=0), tiny_vae(base_dim=4, seed=0)
 
 
 @pytest.fixture
