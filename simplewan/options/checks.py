@@ -97,8 +97,7 @@ def _check_length(options: Options, where: Mapping[str, str], config: str, findi
             value=True,
             fix="set max_train_steps",
         )
-    warm = optimizer.lr_scheduler != "constant" and optimizer.lr_warmup_steps
-    if warm and 0 < run.max_train_steps <= optimizer.lr_warmup_steps:
+    if 0 < run.max_train_steps <= optimizer.lr_warmup_steps:
         findings.warn(
             f"{where.get('lr_warmup_steps', config)}: lr_warmup_steps {optimizer.lr_warmup_steps} is the whole run of "
             f"{run.max_train_steps} steps: the learning rate only reaches {optimizer.learning_rate:g} at its end"

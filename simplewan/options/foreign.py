@@ -1,7 +1,7 @@
 """Keys of other trainers: what they are called here, or why there is no use for them.
 
 Pure data, imports nothing. SimpleTuner's keys without a use are answered with the reason and do no harm (FOREIGN), its
-older names are read as the present ones (RENAMED); musubi-tuner's names lead to a "did you mean" (MUSUBI).
+older names are read as the present ones (RENAMED, SWITCHES); musubi-tuner's names lead to a "did you mean" (MUSUBI).
 """
 
 from __future__ import annotations
@@ -191,6 +191,11 @@ _RENAMED = {
     "validation_steps": "validation_step_interval",
     "webhook_configuration": "webhook_config",
 }
+# Switches of SimpleTuner that are values of one option here.
+_SWITCHES = {
+    "flow_use_uniform_schedule": ("flow_sampling", "uniform"),
+    "flow_use_beta_schedule": ("flow_sampling", "beta"),
+}
 _MUSUBI = {
     "batch_size": "train_batch_size",
     "blocks_to_swap": "enable_group_offload",
@@ -238,6 +243,7 @@ _MUSUBI = {
     "wandb_run_name": "tracker_run_name",
     "weighting_scheme": "flow_weighting",
 }
+SWITCHES = MappingProxyType(_SWITCHES)
 FOREIGN = MappingProxyType(_FOREIGN)
 FOREIGN_DATASET = MappingProxyType(_FOREIGN_DATASET)
 RENAMED = MappingProxyType(_RENAMED)

@@ -66,7 +66,7 @@ def load(
     name = str(config_file) if config_file else COMMAND_LINE
     found = gather(config, overrides, environ=environ, config_name=name, findings=findings)
     options = _validate(found, expand, findings)
-    entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings)
+    entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings)
@@ -127,10 +127,11 @@ def _read_datasets(
     expand: Expander,
     paths: Paths,
     findings: Findings,
+    config: str,
 ) -> tuple[list[Entry], Path]:
     given = found.get("data_backend_config")
     path = options.data.data_backend_config
-    file = paths.find(path)
+    file = paths.find(path, from_config=given is not None and given.where == config)
     if not file.exists():
         findings.problem(
             given.where if given else str(path),
@@ -150,9 +151,9 @@ def _read_prompts(
     options: Options, found: Mapping[str, Given], *, expand: Expander, paths: Paths, findings: Findings
 ) -> dict[str, str]:
     path = options.validation.user_prompt_library
-    if path is None or not paths.find(path).exists():
+    if path is None or not paths.find(path, from_config=True).exists():
         return {}
-    return read_prompts(paths.find(path), expand=expand, findings=findings)
+    return read_prompts(paths.find(path, from_config=True), expand=expand, findings=findings)
 
 
 def _finish(options: Options, replaced: Mapping[str, Any], paths: Paths) -> Options:

@@ -29,13 +29,14 @@ class Paths:
         path = path.expanduser()
         return path if self.base is None or path.is_absolute() else self.base / path
 
-    def find(self, path: Path) -> Path:
-        """Relative to the base, else beside the configuration file."""
+    def find(self, path: Path, *, from_config: bool = False) -> Path:
+        """Relative to the base, else beside the configuration file; a bare name in that file, the other way round."""
         here = self(path)
-        if not here.exists() and self.beside is not None and not path.expanduser().is_absolute():
-            there = self.beside / path
-            return there if there.exists() else here
-        return here
+        if self.beside is None or path.expanduser().is_absolute():
+            return here
+        there = self.beside / path
+        first, second = (there, here) if from_config and len(path.parts) == 1 else (here, there)
+        return first if first.exists() else second if second.exists() else here
 
     def resolve(self, group: AnyGroup) -> AnyGroup:
         """The group with every path resolved, and names of models too where a folder of that name is there."""
@@ -67,7 +68,7 @@ class Paths:
         """A problem unless `path` is there (or still to be made); whether it can be read now."""
         if below_placeholder(raw, self.unprepared):
             return False
-        if self.find(path).exists():
+        if self.find(path, from_config=True).exists():
             return True
         findings.problem(where, "there is no such file", key=key, value=str(raw))
         return False

@@ -48,7 +48,7 @@ def from_text(value: Any, declared: Declared) -> Any:
         return value
     text = value.strip()
     kinds = set(members(declared.annotation))
-    if declared.default is None and (text in ("", "null") or (text.lower() == "none" and str not in kinds)):
+    if text == "null" or (declared.default is None and (not text or (text.lower() == "none" and str not in kinds))):
         return None
     if declared.takes_text or not text.startswith(("[", "{")):
         return value

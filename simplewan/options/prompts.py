@@ -7,15 +7,17 @@ from pathlib import Path
 
 from simplewan.options.sources import Expander, Findings, read_json
 
-# Unsafe in file names somewhere; spaces become underscores too.
-_UNSAFE = re.compile(r"[<>:\"/\\|?*\x00-\x1f\x7f]+")
-LONGEST_NAME = 100
+_BRACKETS = re.compile(r"[<>]+")
+# Letters and digits of any script, hyphens and dots are safe everywhere.
+_UNSAFE = re.compile(r"[^\w.-]+")
+LONGEST_NAME = 80
 
 
 def safe_name(name: str) -> str:
     """`name` as a file name on any system: "anime_<token>" gives "anime_token"."""
-    text = re.sub(r"\s+", "_", _UNSAFE.sub("", name).strip()).strip(". ")
-    return text[:LONGEST_NAME] or "prompt"
+    text = _UNSAFE.sub("_", _BRACKETS.sub("", name).strip())
+    text = re.sub(r"_{2,}", "_", re.sub(r"\.{2,}", ".", text)).strip("._-")
+    return text[:LONGEST_NAME].rstrip("._-") or "prompt"
 
 
 def read_prompts(path: Path, *, expand: Expander, findings: Findings) -> dict[str, str]:
@@ -34,7 +36,7 @@ def read_prompts(path: Path, *, expand: Expander, findings: Findings) -> dict[st
             findings.problem(shown, "is not a prompt", key=name, value=prompt, fix="write the prompt as text")
             continue
         safe = safe_name(name)
-        if safe in prompts:
+        if safe.casefold() in {other.casefold() for other in prompts}:
             findings.problem(shown, f"and another prompt would both be saved as {safe}", key=name, fix="rename one")
         if safe != name:
             renamed.append(f"{name} -> {safe}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from simplewan.errors import Problem
 from simplewan.events import Notice
 from simplewan.options.catalogue import catalogue, dataset_catalogue
-from simplewan.options.foreign import FOREIGN, MUSUBI, RENAMED
+from simplewan.options.foreign import FOREIGN, MUSUBI, RENAMED, SWITCHES
 
 COMMAND_LINE = "command line"
 PREFIX = "SIMPLEWAN_"
@@ -144,6 +144,10 @@ def _known(given: Given, findings: Findings) -> Given | None:
     if key in RENAMED:
         findings.inform(f"{given.where}: {key} is read as {RENAMED[key]}, its present name")
         return Given(RENAMED[key], given.value, given.where)
+    if key in SWITCHES:
+        option, value = SWITCHES[key]
+        findings.inform(f"{given.where}: {key} is read as {option} = {value}")
+        return Given(option, value, given.where) if str(given.value).lower() in ("true", "1", "yes", "on") else None
     if key in FOREIGN:
         findings.warn(f"{given.where}: {key} is not used: {FOREIGN[key]}")
         return None

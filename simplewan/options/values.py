@@ -71,6 +71,16 @@ def parse_timestep(value: Any) -> Any:
     return number * 1000.0 if number <= 1.0 else number
 
 
+def parse_shift(value: Any) -> Any:
+    """A flow shift above 0; 0, which means off, is the shift that moves nothing, 1."""
+    number = _as_number(value)
+    if number is None:
+        return value
+    if number < 0:
+        raise ValueError("must be at least 0")
+    return number or 1.0
+
+
 def parse_words(value: Any) -> Any:
     """A list of words from "a,b", a list, or nothing ("none")."""
     if isinstance(value, str):
@@ -125,6 +135,7 @@ ValidationSizes = Annotated[
     "WxH or list of WxH",
 ]
 Timestep = Annotated[float, BeforeValidator(parse_timestep), "timestep 0..1000, or fraction 0..1"]
+Shift = Annotated[float, BeforeValidator(parse_shift), "number"]
 Words = Annotated[tuple[str, ...], BeforeValidator(parse_words), PlainSerializer(_write_list), "text or list of text"]
 Numbers = Annotated[
     tuple[float, ...], BeforeValidator(parse_numbers), PlainSerializer(_write_list), "number or list of numbers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from simplewan.options.declare import Group, option
-from simplewan.options.values import Timestep
+from simplewan.options.values import Shift, Timestep
 
 _CREPA = "crepa_enabled"
 _ROLLOUT = "scheduled_sampling_max_step_offset"
@@ -34,10 +34,15 @@ class FlowOptions(Group):
         "sigmoid",
         choices=("uniform", "sigmoid", "logit_normal", "mode"),
         later_choices={"beta": "timesteps from a beta distribution"},
+        aliases={"logit-normal": "logit_normal"},
         help="Distribution of the training timesteps before the shift; sigmoid is a bell around the middle.",
     )
     flow_sigmoid_scale: float = option(
-        1.0, minimum=0, applies="flow_sampling=sigmoid", help="Width of the bell: sigmoid(scale * normal)."
+        1.0,
+        minimum=0,
+        later='the scale of sigmoid (flow_sampling "logit_normal" with this as flow_logit_std is the same)',
+        applies="flow_sampling=sigmoid",
+        help="Width of the bell: sigmoid(scale * normal).",
     )
     flow_logit_mean: float = option(
         0.0, applies="flow_sampling=logit_normal", help="Mean of the normal under the sigmoid; above 0 means noisier."
@@ -53,11 +58,10 @@ class FlowOptions(Group):
         choices=("none", "sigma_sqrt", "cosmap"),
         help="Weight of the loss at sigma: none 1, sigma_sqrt sigma^-2, cosmap 2 / (pi (1 - 2 sigma + 2 sigma^2)).",
     )
-    flow_schedule_shift: float | None = option(
+    flow_schedule_shift: Shift | None = option(
         None,
-        minimum=0,
-        help="Move the timesteps towards noise: s t / (1 + (s - 1) t). None takes the flavour's training shift; 1 or 0 "
-        "leaves them alone.",
+        help="Move the timesteps towards noise: s t / (1 + (s - 1) t). None takes the flavour's training shift; 1 (or "
+        "0) leaves them alone.",
     )
     flow_schedule_auto_shift: bool = option(
         False, help="Take the shift from the resolution: more tokens a frame, more shift. Replaces flow_schedule_shift."

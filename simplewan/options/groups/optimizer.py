@@ -34,7 +34,7 @@ LATER_OPTIMIZERS = dict.fromkeys(
 LATER_SCHEDULES = dict.fromkeys(
     ("cosine_with_restarts", "cosine_with_min_lr", "cosine_annealing", "sine", "rex"), "this schedule"
 )
-_WARM = "lr_scheduler=constant_with_warmup|linear|cosine|polynomial|cosine_with_restarts|cosine_with_min_lr|sine|rex"
+_FALLS = "lr_scheduler=linear|cosine|polynomial|cosine_with_restarts|cosine_with_min_lr|sine|rex"
 _ADAM = "optimizer=adamw|bnb-adamw8bit"
 _EMA = "use_ema"
 
@@ -56,11 +56,9 @@ class OptimizerOptions(Group):
         help="How the learning rate changes over the run.",
     )
     lr_warmup_steps: int = option(
-        0, minimum=0, unit="steps", applies=_WARM, restart_safe=True, help="Steps in which the rate grows from 0."
+        0, minimum=0, unit="steps", restart_safe=True, help="Steps in which the rate grows from 0."
     )
-    lr_end: float = option(
-        1e-7, minimum=0, applies="lr_scheduler=polynomial", restart_safe=True, help="Learning rate at the end."
-    )
+    lr_end: float = option(1e-7, minimum=0, applies=_FALLS, restart_safe=True, help="Learning rate at the end.")
     lr_power: float = option(
         1.0,
         minimum=0,

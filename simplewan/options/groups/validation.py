@@ -48,15 +48,15 @@ class ValidationOptions(Group):
         help="Guidance scale; for Wan 2.2 A14B one number, or [low noise, high noise]. None takes the flavour's.",
     )
     validation_shift: float | None = option(
-        None, minimum=0, restart_safe=True, help="Timestep shift of rendering; none takes the flavour's."
+        None, minimum=0, restart_safe=True, help="Timestep shift of rendering; none (or 0) takes the flavour's."
     )
     validation_seed: int = option(42, minimum=0, restart_safe=True, help="Seed of the first noise.")
     validation_noise_scheduler: str = option(
         "unipc",
-        choices=("unipc", "euler"),
-        later_choices={"euler-beta": "Euler over a beta schedule"},
+        choices=("unipc", "euler", "euler-beta"),
+        aliases={"euler_beta": "euler-beta", "euler-betas": "euler-beta"},
         restart_safe=True,
-        help="Solver: unipc is what Wan ships.",
+        help="Solver: unipc is what Wan ships; euler-beta is Euler over a beta schedule.",
     )
     validation_preview: bool = option(
         False, later="previews while a clip is rendered", restart_safe=True, help="Decode intermediate steps cheaply."
