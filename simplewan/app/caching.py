@@ -24,7 +24,7 @@ from simplewan.data.loading import load_clip, to_pixels
 from simplewan.data.media import MediaError
 from simplewan.data.samples import Sample
 from simplewan.events import Stage
-from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint
+from simplewan.models.wan.loading import component_fingerprint, load_text_encoder, load_vae
 from simplewan.models.wan.text import clean_prompt, encode_prompts
 from simplewan.models.wan.vae import encode
 
@@ -57,7 +57,8 @@ class _TextEncoder:
     def __call__(self, items: Sequence[Item]) -> Sequence[torch.Tensor]:
         if self._models is None:
             self._context.emit(Stage("text_encoder", "Loading the text encoder"))
-            tokenizer, encoder = load_text_encoder(self._context.options.model, self._context.weight_dtype)
+            context = self._context
+            tokenizer, encoder = load_text_encoder(context.options.model, context.flavour, context.weight_dtype)
             self._models = tokenizer, encoder.to(self._context.device)
         tokenizer, encoder = self._models
         prompts = [str(item.components["prompt"]) for item in items]
@@ -98,7 +99,9 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
 def _fill_texts(
     context: Context, gathered: Gathered, prompts: Sequence[str]
 ) -> tuple[dict[tuple[str, str], tuple[Store, str]], dict[str, tuple[Store, str]]]:
-    fingerprint = text_encoder_fingerprint(context.options.model)
+    model, flavour = context.options.model, context.flavour
+    fingerprint = component_fingerprint(model, flavour, "text_encoder")
+    tokenizer = component_fingerprint(model, flavour, "tokenizer")
     dtype = context.options.optimizer.mixed_precision
 
     def item(name: str, text: str) -> Item:
@@ -107,10 +110,11 @@ def _fill_texts(
             "format": FORMAT,
             "prompt": clean_prompt(text),
             "encoder": fingerprint,
+            "tokenizer": tokenizer,
             "dtype": dtype,
-            "max_tokens": context.flavour.text_tokens,
+            "max_tokens": flavour.text_tokens,
         }
-        return Item(name=name, components=components, group=str(len(clean_prompt(text)) // 64))
+        return Item(name=name, components=components)
 
     wanted: dict[Path, dict[str, tuple[Item, str, str]]] = {}
     for dataset in gathered.datasets:
@@ -155,7 +159,7 @@ def _fill_texts(
 
 
 def _fill_latents(context: Context, gathered: Gathered) -> tuple[dict[str, tuple[Store, str]], dict[str, str]]:
-    fingerprint = vae_fingerprint(context.options.model)
+    fingerprint = component_fingerprint(context.options.model, context.flavour, "vae")
     places: dict[str, tuple[Store, str]] = {}
     failed: dict[str, str] = {}
     encoder = _VaeEncoder(context, gathered.samples)

@@ -14,7 +14,7 @@ from simplewan.app.context import Context
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler
-from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_fully
+from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_everything
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -73,7 +73,7 @@ def load_expert(context: Context, name: str) -> Expert:
     transformer = load_transformer(options.model, context.flavour, name, dtype)
     transformer.requires_grad_(False)
     if full:
-        train_fully(transformer)
+        train_everything(transformer)
     else:
         add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
     transformer.to(context.device).train()
@@ -112,7 +112,9 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     if state is not None and (changed := sampler.load_state_dict(state)):
         what = ", ".join(changed)
         context.say(f"{what} of role {expert.name} changed since the checkpoint: its epoch begins anew", warning=True)
-    parameters = adapter_parameters(expert.transformer)
+    start = sampler.state_dict()  # before the loader's thread owns the sampler
+    full = options.model.model_type == "full"
+    parameters = trained_parameters(expert.transformer, full=full)
     objective = make_objective(context)
     settings = options.optimizer
 
@@ -134,15 +136,25 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
         ),
         loader=Loader(sampler, fetch, prefetch=max(1, options.data.dataloader_prefetch_qlen)),
         loss=loss,
-        weights=partial(adapter_state, expert.transformer),
-        load_weights=partial(load_adapter_state, expert.transformer),
-        sampler_state=sampler_start(sampler),
+        weights=partial(full_state if full else adapter_state, expert.transformer),
+        load_weights=partial(load_full_state if full else load_adapter_state, expert.transformer),
+        sampler_state=start,
     )
 
 
-def sampler_start(sampler: Sampler) -> Mapping:
-    """The sampler's state before its first batch: what a checkpoint of step 0 would hold."""
-    return sampler.state_dict()
+def trained_parameters(transformer: nn.Module, *, full: bool) -> list[nn.Parameter]:
+    """What the optimiser is given, in the model's order."""
+    return list(transformer.parameters() if full else adapter_parameters(transformer).values())
+
+
+def full_state(transformer: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU."""
+    return {name: tensor.detach().cpu() for name, tensor in transformer.state_dict().items()}
+
+
+def load_full_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the weights of `full_state` back."""
+    transformer.load_state_dict(state)
 
 
 def optimizer_settings(context: Context) -> OptimizerSettings:
