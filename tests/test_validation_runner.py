@@ -35,6 +35,8 @@ def settings(tmp_path):
         guidance=4.0,
         shift=3.0,
         seed=42,
+        negative_prompt="",
+        scheduler="unipc",
     )
 
 
