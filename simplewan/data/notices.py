@@ -50,10 +50,12 @@ def make_notices(
 ) -> tuple[str, ...]:
     """Announcements about the clips that are kept (by name) and the files of the folder."""
     notices = [*_changed_options(dataset, rules), *_landing(dataset, rules, kept)]
-    rate = f"{rules.sample_fps:g} fps"
     slower = [f"{name} ({found.clip.fps:g} fps)" for name, found in kept.items() if found.slower]
     if slower:
-        notices.append(f"{_clips(len(slower), 'is', 'are')} slower than {rate} and keep their rate: {some(slower)}")
+        verb = ("is", "keeps its") if len(slower) == 1 else ("are", "keep their")
+        notices.append(
+            f"{_clips(len(slower))} {verb[0]} slower than {rules.sample_fps:g} fps and {verb[1]} rate: {some(slower)}"
+        )
     gaps = [f"{name} ({found.gaps})" for name, found in kept.items() if found.gaps]
     if gaps:
         notices.append(
@@ -68,7 +70,7 @@ def make_notices(
     ]
     if magnified:
         notices.append(
-            f"{_clips(len(magnified), 'is', 'are')} smaller than the size they are trained at and enlarged "
+            f"{_clips(len(magnified), 'is', 'are')} smaller than the size to train at and enlarged "
             f"(minimum_image_size leaves such sources out): {some(magnified)}"
         )
     pictures = [name for name, found in kept.items() if found.info.is_image]
@@ -139,7 +141,7 @@ def some(names: Sequence[str], limit: int = LISTED) -> str:
 
 
 def _clips(count: int, one: str = "", many: str = "") -> str:
-    return f"{count} clip {one}".rstrip() if count == 1 else f"{count} clips {many}".rstrip()
+    return (f"{count} clip {one}" if count == 1 else f"{count} clips {many}").rstrip()
 
 
 def count_reasons(dropped: Iterable[Dropped]) -> str:
@@ -157,7 +159,7 @@ def dropped_notice(scan: Scan) -> str | None:
 
 
 def datasets_problem(scans: Iterable[Scan]) -> UserError | None:
-    """The error that names each dataset of which nothing is left, what was dropped and why; None when all have samples."""
+    """The error that names each dataset of which nothing is left, and why; None when all have samples."""
     problems = [_empty(scan) for scan in scans if not scan.samples]
     return UserError(*problems) if problems else None
 

@@ -165,7 +165,9 @@ def _frames_text(info: MediaInfo, times: list[float], rules: Rules) -> str:
         return "a picture has 1 frame"
     frames = "1 frame" if len(times) == 1 else f"{len(times)} frames"
     rate = result_rate(info, rules)
-    return f"has {frames} at {rate:g} fps" + (f" (of {info.num_frames})" if len(times) != info.num_frames else "")
+    return f"has {frames} at {rate:g} fps" + (
+        f" (the file's {info.num_frames} resampled)" if len(times) != info.num_frames else ""
+    )
 
 
 def _too_short(info: MediaInfo, times: list[float], rule: FrameRule, rules: Rules) -> str:

@@ -82,14 +82,16 @@ def read_video(
 ) -> Iterator[np.ndarray]:
     """The frames that `media.iter_frames` promises. Raises MediaError."""
     import av
+    from av.video.reformatter import VideoReformatter
 
+    converter = VideoReformatter()  # kept for the whole file: setting one up costs as much as a conversion
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container)
             frames = _timed_frames(container, stream, start_seconds=start_seconds, source_fps=source_fps)
             picked = pick_nearest(frames, fps=fps, start_seconds=start_seconds)
             for _time, frame in islice(picked, num_frames):
-                yield _to_rgb(frame)
+                yield _to_rgb(frame, converter)
     except av.FFmpegError as error:
         raise _as_media_error(error) from None
 
@@ -183,7 +185,7 @@ def _turn(frame: Any) -> tuple[bool, bool, bool]:
     raise MediaError(f"is turned by {frame.rotation} degrees; only quarter turns are read")
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
+def _to_rgb(frame: Any, converter: Any) -> np.ndarray:
     """(H, W, 3) uint8, upright; transparent pixels are flattened on white.
 
     The file's colour matrix and range are honoured; where none is named it is BT.709 from 720 lines on, BT.601 below.
@@ -193,7 +195,8 @@ def _to_rgb(frame: Any) -> np.ndarray:
 
     has_alpha = any(component.is_alpha for component in frame.format.components)
     unnamed = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
-    rgb = frame.reformat(
+    rgb = converter.reformat(
+        frame,
         format="rgba" if has_alpha else "rgb24",
         src_colorspace=unnamed if int(frame.colorspace) == 2 else None,
         dst_color_range=ColorRange.JPEG,
