@@ -73,7 +73,9 @@ def _refuse_not_finite(roles: Mapping[str, Role], step: int) -> None:
     for role in roles.values():
         for name, tensor in role.weights().items():
             if not torch.isfinite(tensor).all():
-                raise TrainingFailure(f"the weights of step {step} are not finite (first {role.name} {name}); not saved")
+                raise TrainingFailure(
+                    f"the weights of step {step} are not finite (first {role.name} {name}); not saved"
+                )
 
 
 class EvalHook:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simplewan.checkpoints.files import write_json
-from simplewan.events import Emitter, Event, Metric, Notice, RunSummary
+from simplewan.events import Emitter
 from simplewan.options import Loaded
 
 
@@ -19,6 +18,12 @@ class Reports:
 
     def __enter__(self):
         return self
-    def __exit__(self, *a): pass
-    def begin(self, *, step, total_steps): pass
-    def summarise(self, reason, *, seconds): print(reason, seconds)
+
+    def __exit__(self, *a):
+        pass
+
+    def begin(self, *, step, total_steps):
+        pass
+
+    def summarise(self, reason, *, seconds):
+        print(reason, seconds)

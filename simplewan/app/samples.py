@@ -8,8 +8,8 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.batches.sizes import SampleRef
-from simplewan.data.samples import Dropped, Sample
 from simplewan.data.notices import datasets_problem, dropped_notice
+from simplewan.data.samples import Dropped, Sample
 from simplewan.data.scan import scan
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions

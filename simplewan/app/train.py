@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from simplewan.app.caching import Caches, Fetch, fill_caches
+from simplewan.app.caching import Fetch, fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.hooks import EvalHook, FinishHook, SaveHook, ValidationHook
@@ -18,12 +18,13 @@ from simplewan.app.validating import collect, make_validator, render_settings
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
-from simplewan.events import ErrorHappened, RunSummary, Stage
+from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.options import Loaded
 from simplewan.plan import RunPlan, plan_run
-from simplewan.training.loop import LoopSettings, train as run_loop
+from simplewan.training.loop import LoopSettings
+from simplewan.training.loop import train as run_loop
 from simplewan.training.roles import Role
 from simplewan.training.seeding import derive_seed
 from simplewan.training.signals import SignalWatch

@@ -17,8 +17,8 @@ class Batch:
     """One micro-batch of one bucket: `latents_BCFHW`, `prompt_embeds_BLD`, and for each sample its name and whether
     its caption was dropped. Dtypes are those of the caches."""
 
-    latents_BCFHW: torch.Tensor  # noqa: N815
-    prompt_embeds_BLD: torch.Tensor  # noqa: N815
+    latents_BCFHW: torch.Tensor
+    prompt_embeds_BLD: torch.Tensor
     names: tuple[str, ...]
     caption_dropped: tuple[bool, ...]
 
