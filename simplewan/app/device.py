@@ -1,0 +1,48 @@
+"""The device a run uses, and accelerate's Accelerator for it: refusals that would otherwise come after an hour."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+
+from simplewan.errors import Problem, UserError
+from simplewan.events import Emit, Notice
+from simplewan.options import Options
+
+
+def make_accelerator(options: Options, emit: Emit) -> Accelerator:
+    """The Accelerator of a run. Raises UserError for a precision that this device cannot compute."""
+    precision = options.optimizer.mixed_precision
+    cuda = torch.cuda.is_available()
+    if precision == "fp16" and not cuda:
+        raise UserError(
+            Problem("config", "needs a CUDA device", "mixed_precision", "fp16", 'use "bf16" or "no" on this machine')
+        )
+    if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise UserError(
+            Problem("config", f"cannot be computed by {name}", "mixed_precision", "bf16", 'use "fp16" with this card')
+        )
+    if options.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    accelerator = Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps
+    )
+    if torch.cuda.device_count() > 1:
+        emit(Notice(f"{torch.cuda.device_count()} GPUs are present; this run uses one, {accelerator.device}"))
+    return accelerator
+
+
+def memory_gib() -> float | None:
+    """The most CUDA memory that tensors have taken so far, in GiB; None without CUDA."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def release_memory() -> None:
+    """Give memory of dropped models back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

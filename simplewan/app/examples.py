@@ -1,0 +1,14 @@
+"""The bundled examples, made ready: their generated files under SIMPLEWAN_CACHE, once, atomically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simplewan.mini.example import prepare as prepare_mini
+
+PREPARE = {"mini": prepare_mini}
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Make the files of example `name` in `folder` if they are not there."""
+    PREPARE[name](folder)

@@ -1,0 +1,155 @@
+"""What happens between steps: saving, measuring, validating, finishing. The loop calls; nothing here trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from simplewan.app.context import Context
+from simplewan.app.export import export_weights
+from simplewan.app.resume import mark_finished
+from simplewan.app.roles import Expert
+from simplewan.batches.batch import Batch
+from simplewan.checkpoints import CheckpointStore
+from simplewan.errors import TrainingFailure
+from simplewan.events import CheckpointSaved, EvalLoss
+from simplewan.objectives.supervised import eval_loss, timestep_bands
+from simplewan.training.roles import Role
+from simplewan.validation.runner import Validator
+
+
+class SaveHook:
+    """Checkpoints at the planned steps, on SIGUSR1, when interrupted, and at the end."""
+
+    def __init__(
+        self,
+        context: Context,
+        checkpoints: CheckpointStore,
+        *,
+        roles: Mapping[str, Role],
+        experts: Mapping[str, Expert],
+        planned: Sequence[int],
+        saved: int,
+    ) -> None:
+        self._context, self._checkpoints = context, checkpoints
+        self._roles, self._experts = roles, experts
+        self._planned = frozenset(planned)
+        self.saved = saved
+
+    def before_first_step(self, step: int) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        if step in self._planned or self._context.signals.save_requested:
+            self._save(step)
+
+    def at_end(self, step: int, *, finished: bool) -> None:
+        del finished
+        if step != self.saved:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        began = time.monotonic()
+        parts = {name: state for role in self._roles.values() for name, state in role.states()}
+        _refuse_not_finite(self._roles, step)
+        scaler = self._context.accelerator.scaler
+        if scaler is not None:
+            parts["scaler"] = scaler.state_dict()
+        parts["run"] = {"step": step}
+
+        def add_exports(folder: Path) -> None:
+            export_weights(self._context, self._experts, folder, step=step)
+
+        path = self._checkpoints.save(step, parts, record=self._context.loaded.resolved, extra=add_exports)
+        self.saved = step
+        self._context.signals.save_requested = False
+        self._context.emit(CheckpointSaved(step=step, path=str(path), seconds=time.monotonic() - began))
+
+
+def _refuse_not_finite(roles: Mapping[str, Role], step: int) -> None:
+    for role in roles.values():
+        for name, tensor in role.weights().items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingFailure(
+                    f"the weights of step {step} are not finite (first {role.name} {name}); not saved"
+                )
+
+
+class EvalHook:
+    """The loss on fixed samples, noise and timesteps: at the start, at the planned steps, and at the end."""
+
+    def __init__(
+        self, context: Context, *, experts: Mapping[str, Expert], batches: Sequence[Batch], planned: Sequence[int]
+    ) -> None:
+        self._context, self._experts, self._batches = context, experts, batches
+        self._planned = frozenset(planned)
+
+    def before_first_step(self, step: int) -> None:
+        if step == 0 and self._planned:
+            self._measure(step)
+
+    def after_step(self, step: int) -> None:
+        if step in self._planned:
+            self._measure(step)
+
+    def at_end(self, step: int, *, finished: bool) -> None:
+        pass
+
+    def _measure(self, step: int) -> None:
+        options = self._context.options
+        for expert in self._experts.values():
+            bands = timestep_bands(options.validation.eval_timesteps, expert.sigma_bounds)
+            expert.transformer.eval()
+            batches = (batch.to(self._context.device) for batch in self._batches)
+            result = eval_loss(expert.predict, batches, bands, options.run.seed, check=self._context.check)
+            expert.transformer.train()
+            self._context.emit(EvalLoss(step=step, role=expert.name, loss=result.loss, bands=result.bands))
+
+
+class ValidationHook:
+    """Clips before the first step (unless switched off), at the planned steps, on SIGUSR2; those missing on resume."""
+
+    def __init__(self, context: Context, validator: Validator, *, planned: Sequence[int], benchmark: bool) -> None:
+        self._context, self._validator = context, validator
+        self._planned = frozenset(planned)
+        self._benchmark = benchmark
+
+    def before_first_step(self, step: int) -> None:
+        due = step in self._planned if step else self._benchmark and bool(self._planned)
+        if due and not self._validator.is_complete(step):
+            self._run(step)
+
+    def after_step(self, step: int) -> None:
+        if step in self._planned or self._context.signals.validate_requested:
+            self._run(step)
+
+    def at_end(self, step: int, *, finished: bool) -> None:
+        pass
+
+    def _run(self, step: int) -> None:
+        self._context.signals.validate_requested = False
+        flavour = self._context.flavour
+        self._validator.run(step, note="single expert" if flavour.stage else None)
+
+
+class FinishHook:
+    """The final weights, and the mark that the run is done."""
+
+    def __init__(self, context: Context, *, experts: Mapping[str, Expert]) -> None:
+        self._context, self._experts = context, experts
+
+    def before_first_step(self, step: int) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def at_end(self, step: int, *, finished: bool) -> None:
+        if not finished:
+            return
+        for path in export_weights(self._context, self._experts, self._context.output, step=step):
+            self._context.emit(CheckpointSaved(step=step, path=str(path), is_final=True))
+        mark_finished(self._context.output, step)

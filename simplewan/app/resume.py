@@ -1,0 +1,76 @@
+"""Where a start goes on: the checkpoint to resume from, and whether the configuration may differ from its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simplewan.checkpoints import CheckpointStore
+from simplewan.checkpoints.files import write_json
+from simplewan.errors import Problem, UserError
+from simplewan.events import Emit, Notice
+from simplewan.options import changed_keys
+
+FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A verified checkpoint to go on from."""
+
+    path: Path
+    step: int
+
+
+def find_resume(
+    checkpoints: CheckpointStore, *, wanted: str, resolved: Mapping[str, Any], output: Path, emit: Emit
+) -> Resume | None:
+    """The checkpoint to resume from, None to start anew.
+
+    Raises UserError naming every key that differs from the checkpoint's configuration and must not.
+    """
+    path = checkpoints.find(wanted)
+    if path is None:
+        if wanted == "none" and (there := checkpoints.steps()):
+            raise UserError(
+                Problem(
+                    str(output),
+                    f"holds {len(there)} checkpoints, the newest of step {there[-1]}",
+                    fix='choose another output_dir, or resume_from_checkpoint = "latest"',
+                )
+            )
+        return None
+    step = checkpoints.verify(path)
+    record = json.loads((path / "config.resolved.json").read_text(encoding="utf-8"))
+    changed = changed_keys(record, dict(resolved))
+    if changed:
+        raise UserError(
+            *(
+                Problem(
+                    f"{path.name} in {output}",
+                    f"was {record.get(key, 'the default')!r} when it was saved",
+                    key=key,
+                    value=resolved.get(key, "the default"),
+                    fix="put the old value back, or choose another output_dir for a new run",
+                )
+                for key in changed
+            )
+        )
+    emit(Notice(f"resuming from {path.name}"))
+    return Resume(path, step)
+
+
+def finished_step(output: Path) -> int | None:
+    """The step at which this run ended with everything written; None while it has not."""
+    try:
+        return int(json.loads((output / FINISHED).read_text(encoding="utf-8"))["step"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def mark_finished(output: Path, step: int) -> None:
+    """Record that everything of the run is written, up to `step`."""
+    write_json(output / FINISHED, {"step": step})

@@ -1,0 +1,178 @@
+"""The roles of a run: for each trained expert a network, its adapter, optimiser, learning rate, sampler and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from simplewan.app.caching import Fetch
+from simplewan.app.context import Context
+from simplewan.batches.batch import Batch
+from simplewan.batches.loader import Loader
+from simplewan.batches.sampler import Sampler
+from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_everything
+from simplewan.models.wan.forward import WanForward
+from simplewan.models.wan.loading import load_transformer
+from simplewan.objectives.distributions import Sampling
+from simplewan.objectives.supervised import Loss, Predict, SupervisedFlowMatching
+from simplewan.training.optimizers import OptimizerSettings, make_optimizer
+from simplewan.training.roles import Role
+from simplewan.training.schedules import learning_rate
+from simplewan.training.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A trained transformer and what the objective sees of it."""
+
+    name: str
+    transformer: nn.Module
+    predict: Predict
+    sigma_bounds: tuple[float, float]
+
+
+def sigma_bounds(context: Context, expert: str) -> tuple[float, float]:
+    """The sigmas `expert` is trained on: its side of the boundary, cut to min_timestep and max_timestep."""
+    flow = context.options.flow
+    low, high = context.flavour.sigma_bounds(expert)
+    if flow.timestep_boundary is not None and context.flavour.boundary is not None:
+        boundary = flow.timestep_boundary / 1000
+        low, high = (boundary, 1.0) if low > 0 else (0.0, boundary)
+    return max(low, flow.min_timestep / 1000), min(high, flow.max_timestep / 1000)
+
+
+def make_objective(context: Context) -> SupervisedFlowMatching:
+    """The objective as the options say; the shift is the user's, else the flavour's, else none."""
+    flow = context.options.flow
+    shift = flow.flow_schedule_shift
+    if shift is None:
+        shift = context.flavour.training_shift or 1.0
+    return SupervisedFlowMatching(
+        sampling=Sampling(
+            flow.flow_sampling,
+            logit_mean=flow.flow_logit_mean,
+            logit_std=flow.flow_logit_std,
+            mode_scale=flow.flow_mode_scale,
+        ),
+        shift=shift,
+        auto_shift=flow.flow_schedule_auto_shift,
+        weighting=flow.flow_weighting,
+        patch=context.flavour.patch,
+    )
+
+
+def load_expert(context: Context, name: str) -> Expert:
+    """Load a transformer, put its adapter on (or make all of it trainable), and move it to the device."""
+    options = context.options
+    full = options.model.model_type == "full"
+    dtype = torch.float32 if full else context.weight_dtype
+    transformer = load_transformer(options.model, context.flavour, name, dtype)
+    transformer.requires_grad_(False)
+    if full:
+        train_everything(transformer)
+    else:
+        add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
+    transformer.to(context.device).train()
+    forward = WanForward(transformer)
+    recompute = "full" if options.model.gradient_checkpointing else "none"
+
+    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, embeds_BLD: Tensor) -> Tensor:
+        with context.accelerator.autocast():
+            return forward(latents_BCFHW, timesteps_B, embeds_BLD, recompute=recompute)
+
+    return Expert(name, transformer, predict, sigma_bounds(context, name))
+
+
+def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
+    """The sampler of a role; announces buckets that are too small. Raises UserError when too little is left."""
+    options = context.options
+    sampler = Sampler(
+        fetch.gathered.refs(failed=fetch.caches.failed),
+        options.data.train_batch_size,
+        options.run.seed,
+        role,
+        gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps,
+        caption_dropout_probability=options.data.caption_dropout_probability,
+        keep_small_buckets=options.data.disable_bucket_pruning,
+        where=str(options.data.data_backend_config),
+    )
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
+    return sampler
+
+
+def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:
+    """A role around a loaded expert. `state` is its sampler's state in a checkpoint, None at the start."""
+    options = context.options
+    sampler = make_sampler(context, fetch, expert.name)
+    if state is not None and (changed := sampler.load_state_dict(state)):
+        what = ", ".join(changed)
+        context.say(f"{what} of role {expert.name} changed since the checkpoint: its epoch begins anew", warning=True)
+    start = sampler.state_dict()  # before the loader's thread owns the sampler
+    full = options.model.model_type == "full"
+    parameters = trained_parameters(expert.transformer, full=full)
+    objective = make_objective(context)
+    settings = options.optimizer
+
+    def loss(batch: Batch, generator: torch.Generator) -> Loss:
+        return objective.loss(expert, batch.to(context.device), generator)
+
+    return Role(
+        name=expert.name,
+        parameters=parameters,
+        optimizer=context.accelerator.prepare(make_optimizer(parameters, optimizer_settings(context))),
+        learning_rate=partial(
+            learning_rate,
+            name=settings.lr_scheduler,
+            base=settings.learning_rate,
+            end=settings.lr_end,
+            power=settings.lr_power,
+            warmup_steps=settings.lr_warmup_steps,
+            total_steps=total_steps,
+        ),
+        loader=Loader(sampler, fetch, prefetch=max(1, options.data.dataloader_prefetch_qlen)),
+        loss=loss,
+        weights=partial(full_state if full else adapter_state, expert.transformer),
+        load_weights=partial(load_full_state if full else load_adapter_state, expert.transformer),
+        sampler_state=start,
+    )
+
+
+def trained_parameters(transformer: nn.Module, *, full: bool) -> list[nn.Parameter]:
+    """What the optimiser is given, in the model's order."""
+    return list(transformer.parameters() if full else adapter_parameters(transformer).values())
+
+
+def full_state(transformer: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU."""
+    return {name: tensor.detach().cpu() for name, tensor in transformer.state_dict().items()}
+
+
+def load_full_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the weights of `full_state` back."""
+    transformer.load_state_dict(state)
+
+
+def optimizer_settings(context: Context) -> OptimizerSettings:
+    """The optimiser as the options say; optimizer_beta1 and _beta2 win over AdamW's own keys."""
+    settings = context.options.optimizer
+    beta1, beta2 = settings.optimizer_beta1, settings.optimizer_beta2
+    betas: tuple[float, float] | None = None
+    if settings.optimizer in ("adamw", "bnb-adamw8bit"):
+        betas = (
+            settings.adam_beta1 if beta1 is None else beta1,
+            settings.adam_beta2 if beta2 is None else beta2,
+        )
+    elif beta1 is not None and beta2 is not None:
+        betas = (beta1, beta2)
+    return OptimizerSettings(
+        name=settings.optimizer,
+        lr=settings.learning_rate,
+        betas=betas,
+        eps=settings.adam_epsilon,
+        weight_decay=settings.adam_weight_decay,
+    )

@@ -1,0 +1,152 @@
+"""The checkpoints of one output folder.
+
+`checkpoint-N/` is written under a temporary name and renamed when it is whole; `manifest.json` (file, size, SHA-256)
+is written last, so that a folder without a valid manifest is not a checkpoint. N counts the run's steps. Reading
+verifies every hash: it costs a second per GB and means that what is resumed is what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simplewan.checkpoints.files import fsync_file, read_part, sha256, write_json, write_part
+from simplewan.errors import Problem, UserError
+from simplewan.events import Emit, Notice
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class DamagedCheckpoint(Exception):
+    """A folder that looks like a checkpoint and is none; the message says why."""
+
+
+class CheckpointStore:
+    """Saves, verifies, finds and rotates `checkpoint-N/` folders.
+
+    `limit` keeps that many of the newest (0 keeps all); the one just written is never removed.
+    """
+
+    def __init__(self, folder: Path, *, limit: int, emit: Emit) -> None:
+        self.folder = folder
+        self._limit = limit
+        self._emit = emit
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".checkpoint-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps of all folders named like checkpoints, ascending; not verified."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def save(
+        self, step: int, parts: Mapping[str, Mapping[str, Any]], *, record: Mapping[str, Any], extra: Any = None
+    ) -> Path:
+        """Write checkpoint `step` from named state dicts; `record` is the resolved configuration.
+
+        `extra`, when given, is called with the temporary folder to add files of its own (the exported LoRA).
+        """
+        temporary = self.folder / f".checkpoint-{step}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, state in parts.items():
+            write_part(temporary, name, state)
+        write_json(temporary / "config.resolved.json", record)
+        if extra is not None:
+            extra(temporary)
+        entries = []
+        for path in sorted(item for item in temporary.rglob("*") if item.is_file()):
+            fsync_file(path)
+            name = path.relative_to(temporary).as_posix()
+            entries.append({"file": name, "size": path.stat().st_size, "sha256": sha256(path)})
+        write_json(temporary / MANIFEST, {"step": step, "files": entries})
+        final = self.path(step)
+        if final.exists():
+            self._discard(final)
+        temporary.rename(final)
+        fsync_file(self.folder)
+        self._rotate(step)
+        return final
+
+    def verify(self, path: Path) -> int:
+        """The step of the checkpoint at `path`. Raises DamagedCheckpoint when a file is missing or differs."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            step, files = int(manifest["step"]), manifest["files"]
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{path.name} has no {MANIFEST}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"{path.name}: {MANIFEST} cannot be read ({error})") from None
+        for entry in files:
+            file = path / entry["file"]
+            if not file.is_file():
+                raise DamagedCheckpoint(f"{path.name}: {entry['file']} is missing")
+            if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
+                raise DamagedCheckpoint(f"{path.name}: {entry['file']} is not what was saved")
+        return step
+
+    def find(self, wanted: str) -> Path | None:
+        """The checkpoint to resume from: "latest", "none", "checkpoint-N", or a path.
+
+        "latest" skips damaged ones and says so; None when there is none. One named outright must be whole: UserError.
+        """
+        if wanted == "none":
+            return None
+        if wanted != "latest":
+            named = self.folder / wanted if _NAME.fullmatch(wanted) else Path(wanted)
+            try:
+                self.verify(named)
+            except DamagedCheckpoint as error:
+                raise UserError(
+                    Problem(
+                        "command line or config",
+                        f"cannot be used: {error}",
+                        key="resume_from_checkpoint",
+                        value=wanted,
+                        fix='use "latest", which skips damaged ones',
+                    )
+                ) from None
+            return named
+        for step in reversed(self.steps()):
+            try:
+                self.verify(self.path(step))
+            except DamagedCheckpoint as error:
+                self._emit(Notice(f"skipping a damaged checkpoint: {error}", severity="warning"))
+            else:
+                return self.path(step)
+        return None
+
+    def read(self, path: Path, name: str) -> Mapping[str, Any]:
+        """One part of a verified checkpoint."""
+        return read_part(path, name)
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename checkpoints beyond `step`: resuming earlier abandoned their run. Nothing is deleted."""
+        for later in (number for number in self.steps() if number > step):
+            attempt = 1
+            while (aside := self.folder / f"set-aside-{attempt}-checkpoint-{later}").exists():
+                attempt += 1
+            self.path(later).rename(aside)
+            self._emit(Notice(f"{self.path(later).name} is beyond the resumed step and was renamed to {aside.name}"))
+
+    def _rotate(self, newest: int) -> None:
+        if self._limit <= 0:
+            return
+        for step in [step for step in self.steps() if step != newest][: -self._limit + 1 or None]:
+            self._discard(self.path(step))
+
+    def _discard(self, path: Path) -> None:
+        """Remove a folder so that no half of it is ever seen under its name."""
+        trash = self.folder / f".{path.name}.{os.getpid()}.trash"
+        path.rename(trash)
+        shutil.rmtree(trash)

@@ -1,0 +1,39 @@
+"""The drawn data set on disk: `clip-000.mp4` with its caption in `clip-000.txt`, and so on.
+
+Imports `draw` and the writer of `simplewan.data`. Sizes and lengths go round a fixed list, so that every aspect
+bucket and length is present from the first few clips on; what is seen in them comes from the seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from simplewan.data.media import write_mp4
+from simplewan.mini.draw import Scene, caption, draw_frames, random_scene
+
+# (width, height) of the sources: landscape, portrait and square; those larger than the training size are scaled down.
+SIZES = ((96, 64), (64, 96), (80, 80), (144, 96), (96, 64), (64, 96))
+LENGTHS_FRAMES = (17, 21, 25, 33)
+
+
+def make_scenes(seed: int, count: int) -> tuple[Scene, ...]:
+    """`count` scenes; the first n of a longer list are those of a shorter one with the same seed."""
+    scenes = []
+    for index in range(count):
+        generator = np.random.default_rng([seed, index])
+        width, height = SIZES[index % len(SIZES)]
+        num_frames = LENGTHS_FRAMES[(index // len(SIZES)) % len(LENGTHS_FRAMES)]
+        scenes.append(random_scene(generator, width=width, height=height, num_frames=num_frames))
+    return tuple(scenes)
+
+
+def write_dataset(folder: Path, *, seed: int, count: int) -> tuple[Scene, ...]:
+    """Writes `count` clips and their captions into `folder`; returns their scenes, in the order of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = make_scenes(seed, count)
+    for index, scene in enumerate(scenes):
+        write_mp4(folder / f"clip-{index:03d}.mp4", draw_frames(scene), scene.fps)
+        (folder / f"clip-{index:03d}.txt").write_text(caption(scene) + "\n", encoding="utf-8")
+    return scenes

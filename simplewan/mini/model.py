@@ -1,0 +1,118 @@
+"""The tiny Wan: a model folder in diffusers' layout, made of the real classes with random weights from a seed.
+
+Imports `draw` and `clips`, torch, diffusers and transformers. The folder holds what a Wan 2.1 folder holds
+(transformer, AutoencoderKLWan of 16 channels and strides 4 x 8 x 8, UMT5 with a tokenizer, scheduler), so that the
+code that trains it is the code that trains the 14B. The trade-off: the weights are random, so what it generates is
+texture; they are made sane instead of trained, and the whole takes seconds.
+
+Shapes: B batch, C channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+from simplewan.mini.clips import make_scenes
+from simplewan.mini.draw import caption_words, draw_frames
+
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 16
+FIT_CLIPS, FIT_FRAMES = 8, 17
+
+
+def build_model(folder: Path, *, seed: int) -> None:
+    """Writes the model folder. The weights' bytes depend on `seed` alone; torch's global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = _make_transformer()
+        vae = _make_vae()
+        tokenizer = make_tokenizer()
+        text_encoder = _make_text_encoder(len(tokenizer))
+    fit_latent_statistics(vae, _pixels(seed))
+    # The settings of the published Wan 2.1 folders; the shift is that of the flavour's row.
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+    pipeline = WanPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def _make_transformer() -> WanTransformer3DModel:
+    transformer = WanTransformer3DModel(
+        num_attention_heads=3,
+        attention_head_dim=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=384,
+        num_layers=4,
+    ).eval()
+    # A caption is some twenty tokens among 512, the rest being zeros: with random weights, attention spreads over all
+    # alike and the caption moves the output by half a percent. Sharper keys make that a tenth.
+    for block in transformer.blocks:
+        torch.nn.init.constant_(block.attn2.norm_k.weight, 4.0)
+    return transformer
+
+
+def _make_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+    ).eval()
+
+
+def _make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def make_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer with a token for every word of the captions, and characters for all other text."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    words = [("▁" + word, -3.0) for word in caption_words()]
+    characters = "▁" + string.ascii_letters + string.digits + string.punctuation
+    known = {token for token, _ in words}
+    letters = [(character, -9.0) for character in characters if character not in known]
+    return T5Tokenizer(vocab=special + words + letters, extra_ids=0)
+
+
+def fit_latent_statistics(vae: AutoencoderKLWan, clips: list[torch.Tensor]) -> None:
+    """Sets `latents_mean` and `latents_std` in the VAE's configuration so that these clips have mean 0 and std 1.
+
+    `clips`: float32 (1, 3, F, H, W) in [-1, 1]. Rounded to four decimals, so that the number of threads does not show.
+    """
+    with torch.no_grad():
+        latents = [vae.encode(pixels_BCFHW).latent_dist.mode() for pixels_BCFHW in clips]
+    values_CN = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1).double()
+    vae.register_to_config(
+        latents_mean=[round(value, 4) for value in values_CN.mean(dim=1).tolist()],
+        latents_std=[round(value, 4) for value in values_CN.std(dim=1).tolist()],
+    )
+
+
+def _pixels(seed: int) -> list[torch.Tensor]:
+    """Drawn clips as the VAE wants them: float32 (1, 3, F, H, W) in [-1, 1]."""
+    frames = [draw_frames(scene)[:FIT_FRAMES] for scene in make_scenes(seed, FIT_CLIPS)]
+    return [torch.from_numpy(clip.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None] for clip in frames]

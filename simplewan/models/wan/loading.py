@@ -1,0 +1,134 @@
+"""The parts of a Wan model as modules: diffusers folders and single files. Imports diffusers and transformers on use.
+
+Every module comes back frozen and in eval mode, on the CPU. Modules that diffusers keeps in float32 stay float32
+whatever dtype is asked for, single files included.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simplewan.errors import Problem, UserError
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
+from simplewan.models.keys import to_diffusers
+from simplewan.models.wan.sources import (
+    ModelSource,
+    Source,
+    check_files,
+    check_part,
+    fingerprint,
+    part_folder,
+    resolve_folder,
+    source,
+)
+
+__all__ = [
+    "check_files",
+    "component_fingerprint",
+    "fingerprint",
+    "load_text_encoder",
+    "load_transformer",
+    "load_vae",
+    "resolve_folder",
+]
+
+
+def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: torch.dtype) -> Any:
+    """The WanTransformer3DModel of `expert`: "high" is `transformer`, "low" is `transformer_2`. Raises UserError."""
+    from diffusers import WanTransformer3DModel
+
+    place = source(model, flavour, EXPERT_SUBFOLDER[expert])
+    path = _checked(place, flavour)
+    if path.is_file():
+        return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
+    return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+
+
+def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
+    """The AutoencoderKLWan. Raises UserError."""
+    from diffusers import AutoencoderKLWan
+
+    place = source(model, flavour, "vae")
+    path = _checked(place, flavour)
+    if path.is_file():
+        config = _config_folder(model, flavour, "vae", path)
+        return _frozen(AutoencoderKLWan.from_single_file(str(path), config=str(config), torch_dtype=dtype))
+    return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+
+
+def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(tokenizer, UMT5EncoderModel). Raises UserError; a single file has no configuration and is refused."""
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    place = source(model, flavour, "text_encoder")
+    path, tokenizer_path = _checked(place, flavour), _checked(source(model, flavour, "tokenizer"), flavour)
+    if path.is_file():
+        fix = "give a folder with text_encoder/ and tokenizer/ in diffusers' layout"
+        raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
+    encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
+    return AutoTokenizer.from_pretrained(tokenizer_path), _frozen(encoder)
+
+
+def component_fingerprint(model: ModelSource, flavour: Flavour, part: str) -> str:
+    """`fingerprint` of "vae", "text_encoder", "tokenizer", "transformer" or "transformer_2", downloaded if need be."""
+    return fingerprint(part_folder(source(model, flavour, part)))
+
+
+def _checked(place: Source, flavour: Flavour) -> Path:
+    path = part_folder(place)
+    problems = check_part(path, place, flavour)
+    if problems:
+        raise UserError(*problems)
+    return path
+
+
+def _variant(folder: Path, place: Source) -> str | None:
+    """The variant asked for, where this part has one."""
+    return place.variant if place.variant and any(folder.glob(f"*.{place.variant}*")) else None
+
+
+def _frozen(module: Any) -> Any:
+    return module.requires_grad_(False).eval()
+
+
+def _config_folder(model: ModelSource, flavour: Flavour, part: str, file: Path) -> Path:
+    """The folder with the configuration for a single file: beside it, or the base model's part."""
+    if (file.parent / "config.json").is_file():
+        return file.parent
+    name = model.pretrained_model_name_or_path or flavour.repository
+    base = Source(part, "pretrained_model_name_or_path", name, part, model.revision)
+    folder = resolve_folder(name, [f"{part}/*.json"], key=base.key, revision=base.revision) / part
+    if not (folder / "config.json").is_file():
+        fix = "put its config.json beside it, or let pretrained_model_name_or_path name the base model"
+        raise UserError(Problem("model", "has no configuration", key=part, value=str(file), fix=fix))
+    return folder
+
+
+def _transformer_of_file(cls: Any, path: Path, model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
+    """A transformer from one file with Wan's own or diffusers' names; the float32 modules are read again as float32."""
+    from safetensors import safe_open
+
+    config = _config_folder(model, flavour, "transformer", path)
+    transformer = cls.from_single_file(str(path), config=str(config), torch_dtype=dtype)
+    kept = {
+        name: parameter
+        for name, parameter in transformer.named_parameters()
+        if any(part in name.split(".") for part in cls._keep_in_fp32_modules)
+    }
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            bare = key.removeprefix("model.diffusion_model.")
+            name = bare if bare in kept else _diffusers_name(bare)
+            if name in kept:
+                kept[name].data = file.get_tensor(key).float().reshape(kept[name].shape)
+    return transformer
+
+
+def _diffusers_name(name: str) -> str | None:
+    try:
+        return to_diffusers(name)
+    except KeyError:
+        return None

@@ -1,0 +1,171 @@
+"""Supervised flow matching: the loss of one role on one batch, and the loss on fixed samples for evaluation.
+
+Imports torch and this room. B batch, C channels, F frames, H height, W width, L text tokens, D width.
+
+What it needs of a role and a batch stands in two small protocols, so that it knows neither the loop nor the loader.
+Everything random is drawn on the CPU by the generator handed in and then moved: a seed gives the same noise on every
+device, for the price of moving the noise (the size of the latents, 8.4 MB for 81 frames at 480p).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from simplewan.objectives.distributions import Sampling
+from simplewan.objectives.flow import (
+    NUM_TIMESTEPS,
+    add_noise,
+    loss_weights,
+    mse_per_sample,
+    resolution_shift,
+    sample_sigmas,
+    velocity_target,
+)
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""noisy latents (B, C, F, H, W) float32, timesteps (B,) float32 in 0..1000, text (B, L, D) -> velocity."""
+
+
+class RoleLike(Protocol):
+    """What the objective needs of a role: its name, its bounds in sigma, and its network as a function."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sigma_bounds(self) -> tuple[float, float]: ...
+
+    @property
+    def predict(self) -> Predict: ...
+
+
+@dataclass(frozen=True)
+class FlowRole:
+    """A `RoleLike` for those who have nothing else to carry."""
+
+    name: str
+    sigma_bounds: tuple[float, float]
+    predict: Predict
+
+
+class BatchLike(Protocol):
+    """What the objective needs of a batch: clean latents and text, on the device of the network."""
+
+    latents_BCFHW: Tensor
+    prompt_embeds_BLD: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`value` is the scalar to differentiate; `per_sample_B` are the weighted losses, detached, that it averages."""
+
+    value: Tensor
+    per_sample_B: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SupervisedFlowMatching:
+    """The objective of LoRA and full fine-tunes. With `auto_shift` the shift follows the batch's latent size and
+    `shift` is not used; `patch` is the edge of a token in latent pixels."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    shift: float = 1.0
+    auto_shift: bool = False
+    weighting: str = "none"
+    stratified: bool = False
+    patch: int = 2
+
+    def roles_due(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
+        """The roles that take the optimiser step number `step` (from 1): one at a time, in turn."""
+        return (roles[(step - 1) % len(roles)],)
+
+    def shift_for(self, latents_BCFHW: Tensor) -> float:
+        """The shift of a batch: the fixed one, or that of its token grid."""
+        if not self.auto_shift:
+            return self.shift
+        height, width = latents_BCFHW.shape[-2:]
+        return resolution_shift((height // self.patch) * (width // self.patch))
+
+    def loss(self, role: RoleLike, batch: BatchLike, generator: torch.Generator) -> Loss:
+        """The weighted velocity loss of `role` on `batch`; `generator` is a CPU generator (sigmas first, then noise).
+
+        Metrics: "timestep", the mean of the batch in 0..1000, and "unweighted_loss" where weights act.
+        """
+        latents = batch.latents_BCFHW.float()
+        sigmas_B = sample_sigmas(
+            latents.shape[0],
+            sampling=self.sampling,
+            shift=self.shift_for(latents),
+            bounds=role.sigma_bounds,
+            generator=generator,
+            stratified=self.stratified,
+        )
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        errors_B = velocity_errors(role.predict, batch, noise, sigmas_B)
+        losses_B = errors_B * loss_weights(sigmas_B, self.weighting).to(errors_B.device)
+        metrics = {"timestep": float(sigmas_B.mean()) * NUM_TIMESTEPS}
+        if self.weighting != "none":
+            metrics["unweighted_loss"] = float(errors_B.detach().mean())
+        return Loss(value=losses_B.mean(), per_sample_B=losses_B.detach(), metrics=metrics)
+
+
+def velocity_errors(predict: Predict, batch: BatchLike, noise_BCFHW: Tensor, sigmas_B: Tensor) -> Tensor:
+    """Mean squared velocity error of each sample at given noise and sigmas, (B,) float32 with its graph."""
+    latents = batch.latents_BCFHW.float()
+    sigmas_B = sigmas_B.to(latents.device)
+    noisy = add_noise(latents, noise_BCFHW, sigmas_B)
+    velocity = predict(noisy, sigmas_B * NUM_TIMESTEPS, batch.prompt_embeds_BLD)
+    return mse_per_sample(velocity, velocity_target(latents, noise_BCFHW))
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The mean loss over samples and timesteps, and over the samples of each band."""
+
+    loss: float
+    bands: dict[str, float]
+
+
+def timestep_bands(count: int, bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
+    """`count` equal bands of the sigmas within `bounds`: the name "0-250" (timesteps) -> the timestep in its middle."""
+    low, high = (bound * NUM_TIMESTEPS for bound in bounds)
+    edges = [low + (high - low) * index / count for index in range(count + 1)]
+    return {f"{a:.0f}-{b:.0f}": (a + b) / 2 for a, b in pairwise(edges)}
+
+
+@torch.no_grad()
+def eval_loss(
+    predict: Predict,
+    batches: Iterable[BatchLike],
+    timesteps: Mapping[str, float],
+    seed: int,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> EvalResult:
+    """The unweighted loss at fixed timesteps (band -> timestep in 0..1000) and fixed noise; no gradient.
+
+    The noise depends on the seed and the batch's place only, and is the same at every timestep, so that two
+    evaluations differ by nothing but the network. Raises ValueError when there is no batch or no timestep.
+    """
+    sums = dict.fromkeys(timesteps, 0.0)
+    num_samples = 0
+    for index, batch in enumerate(batches):
+        latents = batch.latents_BCFHW
+        generator = torch.Generator().manual_seed(seed + index)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        num_samples += latents.shape[0]
+        for band, timestep in timesteps.items():
+            check()
+            sigmas_B = torch.full((latents.shape[0],), timestep / NUM_TIMESTEPS)
+            sums[band] += float(velocity_errors(predict, batch, noise, sigmas_B).sum())
+    if not num_samples or not sums:
+        raise ValueError("an evaluation needs at least one batch and one timestep")
+    bands = {band: total / num_samples for band, total in sums.items()}
+    return EvalResult(loss=sum(bands.values()) / len(bands), bands=bands)

@@ -1,0 +1,9 @@
+"""Arithmetic about a run before it starts: steps, epochs, when it saves and validates, and what it takes on disk.
+
+Pure functions of numbers: no files, no torch. Used by training and by everything that shows a plan before it is run.
+"""
+
+from simplewan.plan.disk import latents_bytes, lora_bytes, text_bytes
+from simplewan.plan.steps import RunPlan, plan_run
+
+__all__ = ["RunPlan", "latents_bytes", "lora_bytes", "plan_run", "text_bytes"]

@@ -1,0 +1,1 @@
+"""The training loop, its roles, optimisers, learning rates and signals. See loop.py."""

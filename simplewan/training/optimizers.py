@@ -1,0 +1,74 @@
+"""The optimisers, by name. Adding one: a function, an entry in OPTIMIZERS, a choice of the option, a test.
+
+The learning rate is set before each step from `schedules.learning_rate`; the optimiser's own value is a placeholder.
+Weight decay is decoupled in all of them. Sources: AdamW arXiv 1711.05101; 8-bit states arXiv 2110.02861 (bitsandbytes);
+Lion arXiv 2302.06675 (torch-optimi).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What an optimiser is made of. `betas` and `eps` None: the optimiser's own defaults."""
+
+    name: str
+    lr: float
+    betas: tuple[float, float] | None
+    eps: float | None
+    weight_decay: float
+
+
+def _adamw(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    fused = all(parameter.is_cuda for parameter in parameters)
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.lr,
+        betas=settings.betas or (0.9, 0.999),
+        eps=settings.eps if settings.eps is not None else 1e-8,
+        weight_decay=settings.weight_decay,
+        fused=fused or None,
+    )
+
+
+def _bnb_adamw8bit(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(
+        parameters,
+        lr=settings.lr,
+        betas=settings.betas or (0.9, 0.999),
+        eps=settings.eps if settings.eps is not None else 1e-8,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _optimi_lion(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    import optimi
+
+    return optimi.Lion(
+        parameters,
+        lr=settings.lr,
+        betas=settings.betas or (0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        triton=None if all(parameter.is_cuda for parameter in parameters) else False,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[Sequence[Parameter], OptimizerSettings], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "bnb-adamw8bit": _bnb_adamw8bit,
+    "optimi-lion": _optimi_lion,
+}
+
+
+def make_optimizer(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimiser called `settings.name` over `parameters` (already on their device)."""
+    assert parameters, "an optimiser needs parameters"
+    return OPTIMIZERS[settings.name](parameters, settings)

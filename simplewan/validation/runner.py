@@ -1,0 +1,187 @@
+"""Renders the validation clips of a step and announces them.
+
+Imports this room, `data.media`, events and flavours; the network, the VAE and the embeddings come in as functions, so
+that this file knows neither adapters nor offload. All clips of a validation use the same seed: the clips of two steps
+differ by the weights alone, and a prompt added later changes no other clip.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplewan.data.media import write_mp4
+from simplewan.errors import Interrupted
+from simplewan.events import Emit, ErrorHappened, Progress, Stage, ValidationRendered
+from simplewan.flavours import Flavour
+from simplewan.validation.clips import contact_sheet, save_png
+from simplewan.validation.prompts import Prompt, latent_shape
+from simplewan.validation.sampling import Guidance, Predict, initial_noise, make_scheduler, needs_negative, sample
+
+STAGE = "validation"
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """What is rendered, and where: `folder` is output_dir/validation. `sizes` are (width, height) in pixels.
+
+    `boundary` is the sigma at which the experts change; None where one network makes all steps. `fps` None is the
+    flavour's.
+    """
+
+    folder: Path
+    flavour: Flavour
+    prompts: tuple[Prompt, ...]
+    sizes: tuple[tuple[int, int], ...]
+    num_frames: int
+    num_steps: int
+    guidance: Guidance
+    shift: float
+    seed: int
+    negative_prompt: str
+    scheduler: str
+    boundary: float | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class _Clip:
+    prompt: Prompt
+    size: tuple[int, int]
+    video: Path
+    sheet: Path
+
+
+class Validator:
+    """Renders every prompt at every size.
+
+    `open_predict()` makes the network ready (eval mode, adapters on) for the time of a `with` block. `embeds(text)` is
+    the text embedding (1, L, D) of a prompt, encoded beforehand; `decode` turns latents (1, C, F, H, W) into pixels
+    (1, 3, F, H, W) in -1..1. `check` raises Interrupted when the run is to stop.
+    """
+
+    def __init__(
+        self,
+        settings: RenderSettings,
+        *,
+        open_predict: Callable[[], AbstractContextManager[Predict]],
+        embeds: Callable[[str], Tensor],
+        decode: Callable[[Tensor], Tensor],
+        emit: Emit,
+        check: Callable[[], None] = lambda: None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._settings = settings
+        self._open_predict = open_predict
+        self._embeds = embeds
+        self._decode = decode
+        self._emit = emit
+        self._check = check
+        self._device = torch.device(device)
+
+    def is_complete(self, step: int) -> bool:
+        """Whether every file of this step's validation is there; each was written whole or not at all."""
+        return all(clip.video.is_file() and clip.sheet.is_file() for clip in self._clips(step))
+
+    def run(self, step: int, *, note: str | None = None) -> None:
+        """Renders the clips of `step` into validation/step-N/. What fails is announced, and the others go on."""
+        clips = list(self._clips(step))
+        label = f"Validation of step {step}"
+        self._emit(Stage(STAGE, label))
+        try:
+            with self._open_predict() as predict:
+                failed = sum(not self._attempt(predict, clip, step, note, clips) for clip in clips)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001  validation must never cost a run its training
+            failed = len(clips)
+            self._report(error, where=f"validation of step {step}")
+        status = "failed" if failed else "completed"
+        self._emit(Stage(STAGE, label, status, f"{failed} of {len(clips)} clips failed" if failed else None))
+
+    def _attempt(self, predict: Predict, clip: _Clip, step: int, note: str | None, clips: list[_Clip]) -> bool:
+        """Renders one clip; False when that failed."""
+        try:
+            self._render(predict, clip, step, note, clips)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001  one clip that fails must not cost the others, nor the run
+            self._report(error, where=f"validation of step {step}, prompt {clip.prompt.name!r}")
+            return False
+        return True
+
+    def _render(self, predict: Predict, clip: _Clip, step: int, note: str | None, clips: list[_Clip]) -> None:
+        began = time.monotonic()
+        settings = self._settings
+        latents = self._sample(predict, clip, done=clips.index(clip) * settings.num_steps, clips=len(clips))
+        frames = to_frames(self._decode(latents))
+        caption = f"step {step}, {clip.prompt.name}: {clip.prompt.text}"
+        write_mp4(clip.video, frames, settings.fps or settings.flavour.fps)
+        save_png(contact_sheet(frames, caption=f"{caption} ({note})" if note else caption), clip.sheet)
+        self._emit(
+            ValidationRendered(
+                step=step,
+                name=clip.video.stem,
+                prompt=clip.prompt.text,
+                video=str(clip.video),
+                sheet=str(clip.sheet),
+                seconds=time.monotonic() - began,
+                note=note,
+            )
+        )
+
+    def _sample(self, predict: Predict, clip: _Clip, *, done: int, clips: int) -> Tensor:
+        settings = self._settings
+        total = clips * settings.num_steps
+
+        def advance(index: int, _timestep: float, _latents: Tensor, _x0: Tensor) -> None:
+            self._emit(Progress(STAGE, clip.prompt.name, done + index + 1, total, "steps"))
+
+        negative = (
+            self._embeds(settings.negative_prompt).to(self._device) if needs_negative(settings.guidance) else None
+        )
+        shape = latent_shape(clip.size, settings.num_frames, flavour=settings.flavour)
+        return sample(
+            predict,
+            make_scheduler(settings.scheduler, settings.shift),
+            initial_noise(shape, seed=settings.seed).to(self._device),
+            self._embeds(clip.prompt.text).to(self._device),
+            negative,
+            num_steps=settings.num_steps,
+            guidance=settings.guidance,
+            boundary=settings.boundary,
+            callback=advance,
+            check=self._check,
+        )
+
+    def _clips(self, step: int) -> Iterator[_Clip]:
+        settings = self._settings
+        folder = settings.folder / f"step-{step}"
+        for prompt in settings.prompts:
+            for width, height in settings.sizes:
+                name = prompt.name if len(settings.sizes) == 1 else f"{prompt.name}_{width}x{height}"
+                yield _Clip(prompt, (width, height), folder / f"{name}.mp4", folder / f"{name}.png")
+
+    def _report(self, error: Exception, *, where: str) -> None:
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(origin.filename).name}:{origin.lineno}"
+        self._emit(ErrorHappened(f"{type(error).__name__}: {error} ({place}); training goes on", where))
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+
+
+def to_frames(pixels_BCFHW: Tensor) -> np.ndarray:
+    """Pixels (1, 3, F, H, W) in -1..1, clamped -> uint8 (F, H, W, 3). Raises ValueError for values not finite."""
+    pixels = pixels_BCFHW[0].detach().float()
+    if not bool(pixels.isfinite().all()):
+        raise ValueError("the rendered clip holds values that are not finite")
+    scaled = (pixels.clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()

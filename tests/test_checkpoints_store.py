@@ -1,0 +1,131 @@
+"""Checkpoints: what is read is what was written, damage is noticed, rotation keeps the newest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from simplewan.checkpoints import CheckpointStore, DamagedCheckpoint, OutputLock
+from simplewan.errors import UserError
+from simplewan.events import Event, Notice
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def store(folder: Path, *, limit: int = 0, heard: list[Event] | None = None) -> CheckpointStore:
+    return CheckpointStore(folder, limit=limit, emit=(heard if heard is not None else []).append)
+
+
+def optimizer_after(steps: int) -> torch.optim.Optimizer:
+    weights = torch.nn.Parameter(torch.ones(5))
+    optimizer = torch.optim.AdamW([weights], lr=0.1)
+    for _ in range(steps):
+        weights.grad = weights.detach() * 0.3
+        optimizer.step()
+    return optimizer
+
+
+def save(checkpoints: CheckpointStore, step: int) -> Path:
+    parts = {
+        "high.weights": {"a": torch.arange(6.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)},
+        "high.optimizer": optimizer_after(step).state_dict(),
+        "high.position": {"step": step, "sampler": {"epoch": 1, "carried": [["x", 0]]}},
+    }
+    return checkpoints.save(step, parts, record={"seed": 42})
+
+
+def test_parts_come_back_exactly(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    path = save(checkpoints, 3)
+    assert checkpoints.verify(path) == 3
+    weights = checkpoints.read(path, "high.weights")
+    assert torch.equal(weights["a"], torch.arange(6.0))
+    assert weights["b"].dtype == torch.bfloat16
+    fresh = optimizer_after(0)
+    fresh.load_state_dict(checkpoints.read(path, "high.optimizer"))
+    assert torch.equal(
+        fresh.state_dict()["state"][0]["exp_avg"], optimizer_after(3).state_dict()["state"][0]["exp_avg"]
+    )
+    assert checkpoints.read(path, "high.position") == {"step": 3, "sampler": {"epoch": 1, "carried": [["x", 0]]}}
+    assert json.loads((path / "config.resolved.json").read_text()) == {"seed": 42}
+
+
+def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path, limit=2)
+    for step in (1, 2, 3, 10):
+        save(checkpoints, step)
+    assert checkpoints.steps() == [3, 10]
+    one = store(tmp_path / "one", limit=1)
+    for step in (1, 2, 3):
+        save(one, step)
+    assert one.steps() == [3]
+
+
+@pytest.mark.parametrize("damage", ["flip", "missing", "no manifest", "torn manifest"])
+def test_latest_skips_a_damaged_one_and_says_so(tmp_path: Path, damage: str) -> None:
+    heard: list[Event] = []
+    checkpoints = store(tmp_path, heard=heard)
+    good, bad = save(checkpoints, 1), save(checkpoints, 2)
+    victim = bad / "high.weights.safetensors"
+    if damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(bytes(content))
+    elif damage == "missing":
+        victim.unlink()
+    elif damage == "no manifest":
+        (bad / "manifest.json").unlink()
+    else:
+        (bad / "manifest.json").write_text('{"step": 2, "fi')
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.verify(bad)
+    assert checkpoints.find("latest") == good
+    assert any(isinstance(event, Notice) and "checkpoint-2" in event.message for event in heard)
+    with pytest.raises(UserError, match="latest"):
+        checkpoints.find("checkpoint-2")
+    assert checkpoints.find("none") is None
+
+
+def test_saving_again_replaces_a_damaged_one(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    (save(checkpoints, 2) / "manifest.json").unlink()
+    assert checkpoints.verify(save(checkpoints, 2)) == 2
+
+
+def test_resuming_earlier_sets_later_ones_aside(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    checkpoints.set_aside_after(1)
+    assert checkpoints.steps() == [1]
+    assert (tmp_path / "set-aside-1-checkpoint-2" / "manifest.json").exists()
+
+
+def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-5.1.tmp").mkdir()
+    assert store(tmp_path).steps() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib\nfrom simplewan.checkpoints.lock import OutputLock\n"
+        f"with OutputLock(pathlib.Path({str(tmp_path)!r})):\n    print('locked', flush=True)\n    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "locked\n"
+    with pytest.raises(UserError, match=f"process {child.pid}"), OutputLock(tmp_path):
+        pass
+    child.kill()
+    child.wait()
+    time.sleep(0.05)
+    with OutputLock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())

@@ -1,0 +1,166 @@
+"""Parts of a model from real folders and files, and what people are told when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from simplewan.errors import UserError
+from simplewan.flavours import find_flavour
+from simplewan.models.keys import to_original
+from simplewan.models.wan.loading import check_files, load_text_encoder, load_transformer, load_vae
+from simplewan.models.wan.sources import fingerprint, resolve_folder
+from tests.tiny import save_tiny_model
+
+MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
+
+
+@dataclass(frozen=True)
+class Model:
+    pretrained_model_name_or_path: str | None = None
+    pretrained_transformer_model_name_or_path: str | None = None
+    pretrained_transformer_subfolder: str | None = None
+    pretrained_transformer_2_model_name_or_path: str | None = None
+    pretrained_transformer_2_subfolder: str | None = None
+    pretrained_vae_model_name_or_path: str | None = None
+    pretrained_t5_model_name_or_path: str | None = None
+    pretrained_tokenizer_model_name_or_path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"), two_experts=True)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def edit_config(path: Path, **values: object) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | values))
+
+
+def problems_of(model: Model, flavour=MINI) -> str:
+    with pytest.raises(UserError) as raised:
+        check_files(model, flavour)
+    return str(raised.value)
+
+
+def test_high_is_transformer_and_low_is_transformer_2(folder: Path) -> None:
+    model = Model(pretrained_model_name_or_path=str(folder))
+    for flavour, expert, subfolder in ((HIGH, "high", "transformer"), (LOW, "low", "transformer_2")):
+        check_files(model, flavour)
+        loaded = load_transformer(model, flavour, expert, torch.float32).state_dict()
+        written = load_file(next((folder / subfolder).glob("*.safetensors")))
+        assert all(torch.equal(loaded[key], value) for key, value in written.items())
+
+
+def test_bf16_keeps_what_diffusers_keeps_in_float32(folder: Path) -> None:
+    transformer = load_transformer(Model(str(folder)), MINI, "high", torch.bfloat16)
+    assert transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    for kept in ("scale_shift_table", "blocks.0.norm2.weight", "condition_embedder.time_embedder.linear_1.weight"):
+        assert transformer.get_parameter(kept).dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in transformer.parameters())
+
+
+def test_a_transformer_from_a_folder_without_subfolders(folder: Path, copy: Path) -> None:
+    model = Model(
+        str(folder),
+        pretrained_transformer_model_name_or_path=str(copy / "transformer_2"),
+        pretrained_transformer_subfolder="none",
+    )
+    loaded = load_transformer(model, MINI, "high", torch.float32)
+    other = load_transformer(Model(str(folder)), LOW, "low", torch.float32)
+    assert torch.equal(loaded.proj_out.weight, other.proj_out.weight)
+
+
+def test_a_single_file_in_original_names_keeps_float32_where_diffusers_does(folder: Path, tmp_path: Path) -> None:
+    weights = load_file(next((folder / "transformer").glob("*.safetensors")))
+    file = tmp_path / "wan2.2_t2v_high_noise.safetensors"
+    save_file({f"model.diffusion_model.{to_original(key)}": value for key, value in weights.items()}, file)
+    model = Model(str(folder), pretrained_transformer_model_name_or_path=str(file))
+    check_files(model, MINI)
+    from_file = load_transformer(model, MINI, "high", torch.bfloat16)
+    from_folder = load_transformer(Model(str(folder)), MINI, "high", torch.bfloat16)
+    for key, value in from_folder.state_dict().items():
+        assert value.dtype == from_file.state_dict()[key].dtype, key
+        assert torch.equal(value, from_file.state_dict()[key]), key
+
+
+def test_vae_and_text_encoder_load(folder: Path) -> None:
+    model = Model(str(folder))
+    assert load_vae(model, MINI, torch.float32).config.z_dim == 16
+    tokenizer, encoder = load_text_encoder(model, MINI, torch.float32)
+    assert encoder(tokenizer("a red ball", return_tensors="pt").input_ids).last_hidden_state.shape == (1, 4, 32)
+
+
+def test_the_wrong_size_is_refused_with_found_and_expected(copy: Path) -> None:
+    edit_config(copy / "transformer/config.json", num_attention_heads=40, attention_head_dim=128, num_layers=40)
+    text = problems_of(Model(str(copy)), find_flavour("t2v-480p-1.3b-2.1"))
+    assert "14B (5120 wide, 40 blocks), expected 1.3B (1536 wide, 30 blocks)" in text
+    check_files(Model(str(copy)), MINI)
+
+
+def test_all_problems_at_once(copy: Path) -> None:
+    edit_config(copy / "transformer/config.json", in_channels=36)
+    edit_config(copy / "vae/config.json", z_dim=48)
+    next((copy / "text_encoder").glob("*.safetensors")).unlink()
+    (copy / "tokenizer/tokenizer_config.json").unlink()
+    text = problems_of(Model(str(copy)))
+    assert "in_channels 36, expected 16" in text
+    assert "z_dim 48, expected 16" in text
+    assert "lacks weights" in text
+    assert "has no tokenizer/tokenizer_config.json" in text
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    index = {"weight_map": {"a": "one-00001-of-00002.safetensors", "b": "one-00002-of-00002.safetensors"}}
+    (copy / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert "one-00001-of-00002.safetensors" in problems_of(Model(str(copy)))
+
+
+def test_a_folder_that_is_not_there_and_a_flavour_without_repository(tmp_path: Path) -> None:
+    assert "is not there" in problems_of(Model(str(tmp_path / "nowhere")))
+    assert "this flavour has no repository" in problems_of(Model())
+
+
+def test_an_unreachable_hub_names_the_local_alternative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="path of a local copy"):
+        resolve_folder("nobody/nothing-of-the-kind", ["*.json"], key="pretrained_model_name_or_path")
+
+
+def test_a_fingerprint_is_of_the_contents_alone(folder: Path, copy: Path) -> None:
+    assert fingerprint(folder / "vae") == fingerprint(copy / "vae")
+    assert fingerprint(folder / "transformer") != fingerprint(folder / "transformer_2")
+    edit_config(copy / "vae/config.json", latents_mean=[0.0] * 16)
+    assert fingerprint(folder / "vae") != fingerprint(copy / "vae")
+
+
+def test_a_fingerprint_of_large_files_sees_size_head_and_tail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from simplewan.models.wan import sources
+
+    monkeypatch.setattr(sources, "WHOLE_FILE_BYTES", 2**20)
+    contents = bytearray(3 * 2**20)
+    (tmp_path / "model.safetensors").write_bytes(contents)
+    seen = {fingerprint(tmp_path)}
+    for place in (0, len(contents) - 1):
+        changed = contents.copy()
+        changed[place] = 1
+        (tmp_path / "model.safetensors").write_bytes(changed)
+        seen.add(fingerprint(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(contents + b"\0")
+    assert len(seen | {fingerprint(tmp_path)}) == 4

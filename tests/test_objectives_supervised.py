@@ -1,0 +1,113 @@
+"""The supervised objective on a small network: gradients, bounds, weights, seeds; the evaluation loss."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from simplewan.objectives.distributions import Sampling
+from simplewan.objectives.supervised import SupervisedFlowMatching, eval_loss, timestep_bands
+
+
+@dataclass
+class Batch:
+    latents_BCFHW: torch.Tensor
+    prompt_embeds_BLD: torch.Tensor
+
+
+class Role:
+    """A role whose network knows the clean latents, so that its velocity is right up to a factor it learns."""
+
+    def __init__(self, batch, bounds=(0.0, 1.0)):
+        self.name = "high"
+        self.sigma_bounds = bounds
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+        self.clean = batch.latents_BCFHW.float()
+        self.seen = []
+
+    def predict(self, latents, timesteps, embeds):
+        self.seen.append(timesteps)
+        sigmas = (timesteps / 1000).view(-1, 1, 1, 1, 1)
+        return self.scale * (latents - self.clean) / sigmas
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(4, 2, 3, 4, 6, generator=generator), torch.zeros(4, 5, 8))
+
+
+def seeded(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_loss_is_that_of_the_velocity_and_has_a_gradient(batch):
+    role = Role(batch)
+    objective = SupervisedFlowMatching(sampling=Sampling("uniform"))
+    loss = objective.loss(role, batch, seeded())
+    loss.value.backward()
+    # v = scale * target, so the loss is (1 - scale)^2 * mean(target^2) and its gradient -2 (1 - scale) * mean.
+    mean_square = loss.value.item() / 0.25
+    assert role.scale.grad.item() == pytest.approx(-mean_square, rel=1e-4) and 1.5 < mean_square < 2.5
+    assert not loss.per_sample_B.requires_grad
+    assert loss.per_sample_B.mean().item() == pytest.approx(loss.value.item())
+    role.scale.data.fill_(1.0)
+    assert objective.loss(role, batch, seeded()).value.item() < 1e-8
+
+
+@pytest.mark.parametrize("bounds", [(0.875, 1.0), (0.0, 0.875)])
+def test_timesteps_stay_on_the_expert_side(batch, bounds):
+    role = Role(batch, bounds)
+    objective = SupervisedFlowMatching(shift=3.0)
+    metrics = [objective.loss(role, batch, seeded(seed)).metrics for seed in range(50)]
+    seen = torch.cat(role.seen)
+    assert seen.min() >= bounds[0] * 1000 and seen.max() <= bounds[1] * 1000
+    assert len(seen.unique()) == 200 and seen.dtype == torch.float32
+    assert metrics[-1]["timestep"] == pytest.approx(role.seen[-1].mean().item(), rel=1e-5)
+
+
+def test_loss_is_a_function_of_the_generator_and_leaves_the_global_one(batch):
+    state = torch.get_rng_state()
+    objective = SupervisedFlowMatching(shift=3.0)
+    first, again, other = (objective.loss(Role(batch), batch, seeded(seed)).value for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_act_and_the_plain_loss_is_told(batch):
+    plain = SupervisedFlowMatching(shift=3.0).loss(Role(batch), batch, seeded())
+    weighted = SupervisedFlowMatching(shift=3.0, weighting="sigma_sqrt").loss(Role(batch), batch, seeded())
+    assert "unweighted_loss" not in plain.metrics
+    assert weighted.metrics["unweighted_loss"] == pytest.approx(plain.value.item())
+    assert weighted.value > plain.value
+
+
+def test_auto_shift_follows_the_token_grid(batch):
+    latents = torch.zeros(1, 16, 1, 60, 104)
+    assert SupervisedFlowMatching(auto_shift=True).shift_for(latents) == pytest.approx(2.06, abs=0.005)
+    assert SupervisedFlowMatching(shift=5.0).shift_for(latents) == 5.0
+
+
+def test_roles_take_turns():
+    objective = SupervisedFlowMatching()
+    assert [objective.roles_due(step, ["high", "low"]) for step in (1, 2, 3)] == [("high",), ("low",), ("high",)]
+    assert objective.roles_due(7, ["high"]) == ("high",)
+
+
+def test_eval_loss_is_fixed_and_falls_when_the_network_is_better(batch):
+    bands = timestep_bands(4)
+    assert bands == {"0-250": 125.0, "250-500": 375.0, "500-750": 625.0, "750-1000": 875.0}
+    role = Role(batch)
+    first = eval_loss(role.predict, [batch, batch], bands, 7)
+    assert eval_loss(role.predict, [batch, batch], bands, 7) == first
+    assert set(first.bands) == set(bands) and first.loss == pytest.approx(sum(first.bands.values()) / 4)
+    assert eval_loss(role.predict, [batch, batch], bands, 8).loss != first.loss
+    role.scale.data.fill_(0.9)
+    better = eval_loss(role.predict, [batch, batch], bands, 7)
+    assert better.loss == pytest.approx(first.loss * 0.04, rel=1e-4)
+    with pytest.raises(ValueError):
+        eval_loss(role.predict, [], bands, 7)
+
+
+def test_bands_of_one_expert_lie_on_its_side():
+    assert timestep_bands(2, (0.875, 1.0)) == {"875-938": 906.25, "938-1000": 968.75}

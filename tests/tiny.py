@@ -1,0 +1,103 @@
+"""Tiny models of the real classes, built in code and seeded, for everybody's tests. Nothing is downloaded.
+
+`save_tiny_model(folder)` writes a diffusers WanPipeline folder (transformer, optionally transformer_2, VAE, UMT5 text
+encoder, tokenizer, scheduler) of a few hundred kilobytes; the other builders return one module each, in eval mode.
+The global torch generator is left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+TEXT_DIM = 32
+WORDS = ["a", "an", "the", "of", "in", "on", "at", "with", "and", "to", "is", "are", "red", "green", "blue", "yellow", "white", "black", "circle", "square", "ball", "cat", "dog", "man", "woman", "moves", "left", "right", "up", "down", "slowly", "quickly", "small", "large", "drawn", "by", "hand", "video", "pictures", "photo", "clip", "test", "prompt", "still", "moving", "camera", "hiker", "snow", "candy", "crayons", "press", "hydraulic", "colourful", "background"]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator inside the block only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def tiny_transformer(
+    *,
+    dim: int = 32,
+    heads: int = 2,
+    layers: int = 2,
+    ffn_dim: int | None = None,
+    in_channels: int = 16,
+    out_channels: int = 16,
+    text_dim: int = TEXT_DIM,
+    image_dim: int | None = None,
+    seed: int = 0,
+) -> WanTransformer3DModel:
+    """A WanTransformer3DModel; `image_dim` gives it the image tokens of Wan 2.1 I2V. float32, eval mode."""
+    with seeded(seed):
+        transformer = WanTransformer3DModel(
+            num_attention_heads=heads,
+            attention_head_dim=dim // heads,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=32,
+            ffn_dim=ffn_dim or 2 * dim,
+            num_layers=layers,
+            image_dim=image_dim,
+            added_kv_proj_dim=dim if image_dim else None,
+            rope_max_seq_len=64,
+        )
+    return transformer.eval()
+
+
+def tiny_vae(*, base_dim: int = 8, z_dim: int = 16, seed: int = 0) -> AutoencoderKLWan:
+    """An AutoencoderKLWan with the strides of Wan 2.1 (4, 8, 8) and Wan 2.1's own latents_mean and latents_std."""
+    with seeded(seed):
+        vae = AutoencoderKLWan(base_dim=base_dim, z_dim=z_dim, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    return vae.eval()
+
+
+def tiny_text(
+    *, dim: int = TEXT_DIM, words: Sequence[str] = WORDS, seed: int = 0
+) -> tuple[T5Tokenizer, UMT5EncoderModel]:
+    """A tokenizer over `words` and single characters, and a UMT5 encoder of two layers. float32, eval mode."""
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-_/&<>"
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
+    vocabulary += [(f"\u2581{word}", -2.0) for word in dict.fromkeys(words)]
+    vocabulary += [(character, -6.0) for character in characters]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    with seeded(seed):
+        config = UMT5Config(
+            vocab_size=len(vocabulary), d_model=dim, d_kv=dim // 2, d_ff=2 * dim, num_layers=2, num_heads=2
+        )
+        encoder = UMT5EncoderModel(config)
+    return tokenizer, encoder.eval()
+
+
+def tiny_pipeline(*, two_experts: bool = False, boundary: float = 0.875, seed: int = 0, **sizes: int) -> WanPipeline:
+    """A whole WanPipeline of tiny parts; `sizes` go to `tiny_transformer`."""
+    tokenizer, encoder = tiny_text(seed=seed)
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=tiny_vae(seed=seed),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+        transformer=tiny_transformer(seed=seed, **sizes),
+        transformer_2=tiny_transformer(seed=seed + 1, **sizes) if two_experts else None,
+        boundary_ratio=boundary if two_experts else None,
+    )
+
+
+def save_tiny_model(folder: Path, *, two_experts: bool = False, seed: int = 0, **sizes: int) -> Path:
+    """Write a diffusers WanPipeline folder and return it."""
+    tiny_pipeline(two_experts=two_experts, seed=seed, **sizes).save_pretrained(folder)
+    return folder
