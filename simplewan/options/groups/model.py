@@ -78,7 +78,7 @@ class ModelOptions(Group):
         None, help="Tokenizer from elsewhere; none takes it from beside the text encoder."
     )
     revision: str | None = option(None, help="Branch, tag or commit of the hub repository; none takes its main branch.")
-    variant: str | None = option(None, help="Variant of the weight files, e.g. fp16; none takes the plain files.")
+    variant: str | None = option(None, help="Variant of the weight files, such as fp16; none takes the plain files.")
     base_model_precision: str = option(
         "no_change",
         choices=("no_change",),
