@@ -11,7 +11,7 @@ from simplewan.events import Emitter, Event, Metric, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
-from simplewan.reporting.records import EVENTS_NAME, EventLog, cut_back, next_identity
+from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
 
 RESOLVED = "config.resolved.json"
@@ -50,7 +50,7 @@ class Reports:
 
     def begin(self, *, step: int) -> None:
         """The run goes on from `step`: cut the log back to it, open it, and start the trackers. May raise UserError."""
-        options, path = self._loaded.options.reporting, self._output / EVENTS_NAME
+        options, path = self._loaded.options.reporting, self._output / LOG_NAME
         cut_back(path, step)
         identity = next_identity(path)
         self._step = step

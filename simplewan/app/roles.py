@@ -14,7 +14,7 @@ from simplewan.app.context import Context
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler
-from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_everything
+from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_fully
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -76,7 +76,7 @@ def load_expert(context: Context, name: str) -> Expert:
     transformer = load_transformer(options.model, context.flavour, name, dtype)
     transformer.requires_grad_(False)
     if full:
-        train_everything(transformer)
+        train_fully(transformer)
     else:
         add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
     transformer.to(context.device).train()
