@@ -10,7 +10,7 @@ from typing import Any
 from simplewan.errors import shorten
 from simplewan.options.describe import DATASETS, group_titles, limits_text, option_records, value_text
 
-TRAIN_USAGE = """usage: simpletuner train [env=NAME | example=NAME | --config FILE] [key=value | --key value | --flag] ...
+TRAIN_USAGE = """usage: simpletuner train [env=NAME | example=NAME | --config FILE] [key=value | --key value ...]
 
 Without env, example or --config, config/config.json is read; env=NAME reads config/NAME/config.json.
 Every option below is a key of that file and an argument: learning_rate=1e-5, --learning_rate 1e-5, --use_ema.

@@ -58,9 +58,7 @@ def read_entries(path: Path, *, defaults: Mapping[str, Any], expand: Expander, f
         where = f'{shown}, dataset "{name}"' if name else f"{shown}, entry {number}"
         if not name:
             findings.problem(where, "has no id", key="id", fix="give every dataset a name of its own")
-        entry = _read_entry(raw, where=where, name=name, defaults=defaults, expand=expand, findings=findings)
-        if entry is not None:
-            entries.append(entry)
+        entries.append(_read_entry(raw, where=where, name=name, defaults=defaults, expand=expand, findings=findings))
     return entries
 
 
@@ -72,7 +70,7 @@ def _read_entry(
     defaults: Mapping[str, Any],
     expand: Expander,
     findings: Findings,
-) -> Entry | None:
+) -> Entry:
     among = dataset_catalogue()
     found = _known_keys(
         raw, where=where, among=declarations(DatasetOptions), foreign=FOREIGN_DATASET, findings=findings
@@ -95,7 +93,10 @@ def _read_entry(
         options = DatasetOptions.model_validate(values)
     except ValidationError as error:
         findings.problems.extend(translate(error, found=found, among=among, where=where))
-        return None
+        # What is right is checked further, so that a person sees every mistake at once.
+        wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        found = {key: item for key, item in found.items() if key not in wrong}
+        options = DatasetOptions.model_validate({key: value for key, value in values.items() if key not in wrong})
     return Entry(options, where, found, as_saved(found, options, among))
 
 

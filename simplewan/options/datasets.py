@@ -59,7 +59,11 @@ class VideoOptions(Group):
         help="Shortest source that is used, counted at the model's frame rate; none is num_frames.",
     )
     max_frames: int | None = option(
-        None, minimum=1, unit="frames", help="Longest source that is used, counted likewise; none is no limit."
+        None,
+        minimum=1,
+        unit="frames",
+        help="Longest source that is used, counted likewise; with resolution_frames the most that is taken of one. "
+        "None is no limit.",
     )
     bucket_strategy: str = option(
         "aspect_ratio",
@@ -91,7 +95,9 @@ class VideoOptions(Group):
         help="Which part of a longer source is used; head is its beginning.",
     )
     is_i2v: bool | None = option(
-        None, help="Image-to-video training on this dataset; none follows the flavour. T2V flavours do not read it."
+        None,
+        later="image-to-video training",
+        help="Image-to-video training on this dataset; none follows the flavour.",
     )
 
     @model_validator(mode="after")

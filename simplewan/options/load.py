@@ -64,8 +64,10 @@ def load(
     expand = Expander(environ=environ, placeholders={"model_family": "wan", **(placeholders or {})}, findings=findings)
     config = _read_config(config_file, findings)
     name = str(config_file) if config_file else COMMAND_LINE
-    found = gather(config, overrides, environ=environ, config_name=name, findings=findings)
+    found = gather(config or {}, overrides, environ=environ, config_name=name, findings=findings)
     options = _validate(found, expand, findings)
+    if config is None:
+        raise UserError(*findings.problems)
     entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
@@ -88,13 +90,17 @@ def load(
     )
 
 
-def _read_config(path: Path | None, findings: Findings) -> dict[str, Any]:
-    content = read_json(path, findings) if path else None
+def _read_config(path: Path | None, findings: Findings) -> dict[str, Any] | None:
+    """The keys of the file; None, with a problem, when it cannot be read, so that nothing else can be judged."""
+    if path is None:
+        return {}
+    before = len(findings.problems)
+    content = read_json(path, findings)
     if isinstance(content, dict):
         return content
-    if content is not None:
+    if len(findings.problems) == before:
         findings.problem(str(path), "is not an object of keys and values")
-    return {}
+    return None
 
 
 def _validate(found: Mapping[str, Given], expand: Expander, findings: Findings) -> Options:
@@ -135,7 +141,7 @@ def _read_datasets(
     if not file.exists():
         findings.problem(
             given.where if given else str(path),
-            "there is no such file",
+            "is not there",
             key="data_backend_config",
             value=str(given.value if given else path),
             fix="it lists the datasets; config/multidatabackend.json.example is a start",

@@ -60,7 +60,7 @@ class Paths:
             return
         found = self(path)
         if not found.exists():
-            findings.problem(where, "there is no such folder", key=key, value=str(raw))
+            findings.problem(where, "is not there", key=key, value=str(raw))
         elif not found.is_dir():
             findings.problem(where, "is not a folder", key=key, value=str(raw))
 
@@ -70,5 +70,5 @@ class Paths:
             return False
         if self.find(path, from_config=True).exists():
             return True
-        findings.problem(where, "there is no such file", key=key, value=str(raw))
+        findings.problem(where, "is not there", key=key, value=str(raw))
         return False
