@@ -153,7 +153,7 @@ def test_resampling_takes_the_nearest_frames_in_order_and_none_twice(intervals: 
     expected: list[int] = []
     for k in range(end * fps // 1000 + 1):
         time = Fraction(1000 * k, fps)
-        nearest = min(range(len(stamps)), key=lambda i: (abs(stamps[i] - time), i))  # noqa: B023
+        nearest = min(range(len(stamps)), key=lambda i: (abs(stamps[i] - time), i))
         if time < end and nearest not in expected:
             expected.append(nearest)
     frames = ((stamp / 1000, index) for index, stamp in enumerate(stamps))

@@ -46,7 +46,7 @@ def test_frames_are_those_nearest_to_the_asked_times_though_the_source_is_uneven
     assert [round(time * 1000) for time in probe(path).times] == stamps
     expected: list[int] = []
     for k in range(10):  # 0, 62.5, ... 562.5 ms
-        nearest = min(range(len(stamps)), key=lambda i: (abs(stamps[i] - k * 62.5), i))  # noqa: B023
+        nearest = min(range(len(stamps)), key=lambda i: (abs(stamps[i] - k * 62.5), i))
         if nearest not in expected:
             expected.append(nearest)
     assert [grey_index(frame) for frame in iter_frames(path, fps=16)] == expected == [0, 2, 3, 5, 6, 7, 9, 10, 11]

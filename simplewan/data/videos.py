@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simplewan.data.media import HD_LINES, MediaError, MediaInfo, exact_conversion
+from simplewan.data.media import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
 from simplewan.data.resampling import pick_nearest, typical_rate
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _to_rgb(frame: Any, converter: Any) -> np.ndarray:
         format="rgba" if has_alpha else "rgb24",
         src_colorspace=unnamed if int(frame.colorspace) == 2 else None,
         dst_color_range=ColorRange.JPEG,
-        interpolation=exact_conversion(),
+        interpolation=EXACT_CONVERSION,
     )
     pixels = rgb.to_ndarray()
     if has_alpha:
