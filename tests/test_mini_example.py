@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import simplewan.examples
 from simplewan.data.media import probe
+from simplewan.data.scan import scan
 from simplewan.errors import UserError
+from simplewan.events import Event, Notice
 from simplewan.examples import example_files, example_names
-from simplewan.flavours import find_flavour
-from simplewan.mini import example
+from simplewan.mini import clips, example
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption
 from simplewan.mini.example import MARKER, prepare
+from simplewan.options import load
+
+CONFIG = Path(simplewan.examples.__file__).parent / "mini" / "config.json"
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +46,13 @@ def test_two_at_once_make_it_once(made: tuple[Path, list[bool]]) -> None:
 
 
 def test_clips_are_real_files_with_their_captions(made: tuple[Path, list[bool]]) -> None:
-    clips = made[0] / "clips"
-    assert len(list(clips.iterdir())) == 12
+    folder = made[0] / "clips"
+    assert len(list(folder.iterdir())) == 12
     for index, scene in enumerate(make_scenes(example.SEED, 6)):
-        info = probe(clips / f"clip-{index:03d}.mp4")
+        info = probe(folder / f"clip-{index:03d}.mp4")
         assert (info.width, info.height, info.num_frames) == (scene.width, scene.height, scene.num_frames)
         assert info.fps == pytest.approx(16)
-        assert (clips / f"clip-{index:03d}.txt").read_text() == caption(scene) + "\n"
+        assert (folder / f"clip-{index:03d}.txt").read_text() == caption(scene) + "\n"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,20 +105,30 @@ def test_a_kill_leaves_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {"mini", ".mini.lock"}
 
 
-def test_the_json_names_what_is_made() -> None:
-    assert "mini" in example_names()
-    files = example_files("mini")
-    config = json.loads(files["config.json"])
-    datasets = json.loads(files[config["data_backend_config"]])
-    prompts = json.loads(files[config["user_prompt_library"]])
-    assert len(prompts) == 2
-    flavour = find_flavour(config["model_flavour"])
-    width, height = (int(edge) for edge in config["validation_resolution"].split("x"))
-    assert width % flavour.pixel_multiple == height % flavour.pixel_multiple == 0
-    assert config["pretrained_model_name_or_path"] == "{example}/model"
-    assert datasets[0]["instance_data_dir"] == "{example}/clips"
-    shortest = min(scene.num_frames for scene in make_scenes(example.SEED, example.CLIPS))
-    assert datasets[0]["video"]["num_frames"] == config["validation_num_video_frames"] == shortest
+def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
+    loaded = load(
+        CONFIG, (), environ={}, base=tmp_path, placeholders={"example": str(tmp_path)}, unprepared=("example",)
+    )
+    assert not loaded.notices
+    assert not loaded.later
+    assert len(loaded.prompts) == 2
+    options, dataset = loaded.options, loaded.datasets[0]
+    assert options.model.pretrained_model_name_or_path == str(tmp_path / "model")
+    clips.write_dataset(tmp_path / "clips", seed=example.SEED, count=example.CLIPS)
+    said: list[Event] = []
+    found = scan(dataset, flavour=loaded.flavour, index_folder=tmp_path, emit=said.append, check=lambda: None)
+    assert not found.dropped
+    assert not [event for event in said if isinstance(event, Notice) and event.severity != "info"]
+    sizes = Counter(sample.bucket for sample in found.samples)
+    assert sizes == {"96x64@17": 12, "64x96@17": 8, "80x80@17": 4}
+    assert all(count % options.data.train_batch_size == 0 for count in sizes.values()), "every clip is in every epoch"
+    (size,) = options.validation.validation_resolution
+    assert all(edge % loaded.flavour.pixel_multiple == 0 for edge in size)
+
+
+def test_the_files_come_with_the_package() -> None:
+    assert example_names() == ("mini",)
+    assert set(example_files("mini")) == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
 
 
 def test_unknown_examples_are_refused() -> None:

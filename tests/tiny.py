@@ -16,7 +16,13 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 TEXT_DIM = 32
-WORDS = ["a", "an", "the", "of", "in", "on", "at", "with", "and", "to", "is", "are", "red", "green", "blue", "yellow", "white", "black", "circle", "square", "ball", "cat", "dog", "man", "woman", "moves", "left", "right", "up", "down", "slowly", "quickly", "small", "large", "drawn", "by", "hand", "video", "pictures", "photo", "clip", "test", "prompt", "still", "moving", "camera", "hiker", "snow", "candy", "crayons", "press", "hydraulic", "colourful", "background"]
+WORDS = tuple(
+    """
+    a an the of in on at with and to is are red green blue yellow white black circle square ball cat dog man woman
+    moves left right up down slowly quickly small large drawn by hand video pictures photo clip test prompt still
+    moving camera hiker snow candy crayons press hydraulic colourful background
+""".split()  # noqa: SIM905
+)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from simplewan.data.loading import load_clip, to_pixels
 from simplewan.data.media import MediaError
 from simplewan.data.samples import Sample
 from simplewan.events import Stage
-from simplewan.models.wan.loading import component_fingerprint, load_text_encoder, load_vae
+from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint
 from simplewan.models.wan.text import clean_prompt, encode_prompts
 from simplewan.models.wan.vae import encode
 
@@ -100,8 +100,7 @@ def _fill_texts(
     context: Context, gathered: Gathered, prompts: Sequence[str]
 ) -> tuple[dict[tuple[str, str], tuple[Store, str]], dict[str, tuple[Store, str]]]:
     model, flavour = context.options.model, context.flavour
-    fingerprint = component_fingerprint(model, flavour, "text_encoder")
-    tokenizer = component_fingerprint(model, flavour, "tokenizer")
+    fingerprint = text_encoder_fingerprint(model, flavour)
     dtype = context.options.optimizer.mixed_precision
 
     def item(name: str, text: str) -> Item:
@@ -110,7 +109,6 @@ def _fill_texts(
             "format": FORMAT,
             "prompt": clean_prompt(text),
             "encoder": fingerprint,
-            "tokenizer": tokenizer,
             "dtype": dtype,
             "max_tokens": flavour.text_tokens,
         }
@@ -159,7 +157,7 @@ def _fill_texts(
 
 
 def _fill_latents(context: Context, gathered: Gathered) -> tuple[dict[str, tuple[Store, str]], dict[str, str]]:
-    fingerprint = component_fingerprint(context.options.model, context.flavour, "vae")
+    fingerprint = vae_fingerprint(context.options.model, context.flavour)
     places: dict[str, tuple[Store, str]] = {}
     failed: dict[str, str] = {}
     encoder = _VaeEncoder(context, gathered.samples)

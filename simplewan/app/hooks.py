@@ -150,6 +150,6 @@ class FinishHook:
     def at_end(self, step: int, *, finished: bool) -> None:
         if not finished:
             return
-        for path in export_weights(self._context, self._experts, self._context.output, step=step):
+        for path in export_weights(self._context, self._experts, self._context.output, step=step, announce=True):
             self._context.emit(CheckpointSaved(step=step, path=str(path), is_final=True))
         mark_finished(self._context.output, step)

@@ -14,7 +14,7 @@ from simplewan.app.context import Context
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler
-from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_everything
+from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_fully
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -45,12 +45,15 @@ def sigma_bounds(context: Context, expert: str) -> tuple[float, float]:
     return max(low, flow.min_timestep / 1000), min(high, flow.max_timestep / 1000)
 
 
+def training_shift(context: Context) -> float:
+    """The shift of training: the user's, else the flavour's, else none (1)."""
+    shift = context.options.flow.flow_schedule_shift
+    return (context.flavour.training_shift or 1.0) if shift is None else shift
+
+
 def make_objective(context: Context) -> SupervisedFlowMatching:
-    """The objective as the options say; the shift is the user's, else the flavour's, else none."""
+    """The objective as the options say."""
     flow = context.options.flow
-    shift = flow.flow_schedule_shift
-    if shift is None:
-        shift = context.flavour.training_shift or 1.0
     return SupervisedFlowMatching(
         sampling=Sampling(
             flow.flow_sampling,
@@ -58,7 +61,7 @@ def make_objective(context: Context) -> SupervisedFlowMatching:
             logit_std=flow.flow_logit_std,
             mode_scale=flow.flow_mode_scale,
         ),
-        shift=shift,
+        shift=training_shift(context),
         auto_shift=flow.flow_schedule_auto_shift,
         weighting=flow.flow_weighting,
         patch=context.flavour.patch,
@@ -73,16 +76,22 @@ def load_expert(context: Context, name: str) -> Expert:
     transformer = load_transformer(options.model, context.flavour, name, dtype)
     transformer.requires_grad_(False)
     if full:
-        train_everything(transformer)
+        train_fully(transformer)
     else:
         add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
     transformer.to(context.device).train()
     forward = WanForward(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
 
-    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, embeds_BLD: Tensor) -> Tensor:
+    # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
+    merge = full or options.adapter.lora_dropout == 0
+
+    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+        lengths = batch.text_lengths if merge else None
         with context.accelerator.autocast():
-            return forward(latents_BCFHW, timesteps_B, embeds_BLD, recompute=recompute)
+            return forward(
+                latents_BCFHW, timesteps_B, batch.prompt_embeds_BLD, text_lengths=lengths, recompute=recompute
+            )
 
     return Expert(name, transformer, predict, sigma_bounds(context, name))
 

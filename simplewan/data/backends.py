@@ -28,7 +28,7 @@ class Backend(Protocol):
     """What scanning and loading need of a place that holds files."""
 
     def list(self) -> Iterator[Entry]:
-        """Every file below the root that is neither hidden nor temporary, in an order that does not change."""
+        """Every file below the root that is neither hidden nor temporary, sorted. Raises OSError."""
         ...
 
     def stat(self, path: str) -> Entry:
@@ -59,41 +59,7 @@ class LocalBackend:
         self.root = root
 
     def list(self) -> Iterator[Entry]:
-        seen: set[tuple[int, int]] = set()
-        found: list[Entry] = []
-        waiting = [(self.root, "")]
-        while waiting:
-            links: list[tuple[Path, str]] = []
-            while waiting:
-                folder, prefix = waiting.pop()
-                stat = folder.stat()
-                if (stat.st_dev, stat.st_ino) in seen:
-                    continue
-                seen.add((stat.st_dev, stat.st_ino))
-                self._list_folder(folder, prefix, found, waiting, links)
-            waiting = sorted(links, key=lambda link: link[1], reverse=True)
-        yield from sorted(found, key=lambda entry: entry.path)
-
-    @staticmethod
-    def _list_folder(
-        folder: Path,
-        prefix: str,
-        found: list[Entry],
-        folders: list[tuple[Path, str]],
-        links: list[tuple[Path, str]],
-    ) -> None:
-        with os.scandir(folder) as items:
-            for item in items:
-                if item.name.startswith(".") or item.name.lower().endswith(IGNORED_SUFFIXES):
-                    continue
-                try:
-                    if item.is_dir():
-                        (links if item.is_symlink() else folders).append((Path(item.path), f"{prefix}{item.name}/"))
-                    elif item.is_file():
-                        stat = item.stat()
-                        found.append(Entry(f"{prefix}{item.name}", stat.st_size, stat.st_mtime_ns))
-                except OSError:  # removed since it was listed, or a link that leads nowhere
-                    continue
+        yield from sorted(_walk(self.root), key=lambda entry: entry.path)
 
     def stat(self, path: str) -> Entry:
         stat = (self.root / path).stat()
@@ -107,3 +73,40 @@ class LocalBackend:
 
     def local_path(self, path: str) -> Path | None:
         return self.root / path
+
+
+def _walk(root: Path) -> list[Entry]:
+    seen: set[tuple[int, int]] = set()
+    found: list[Entry] = []
+    waiting = [(root, "")]
+    while waiting:
+        links: list[tuple[Path, str]] = []
+        while waiting:
+            folder, prefix = waiting.pop()
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                _list_folder(folder, prefix, found, waiting, links)
+        waiting = sorted(links, key=lambda link: link[1], reverse=True)
+    return found
+
+
+def _list_folder(
+    folder: Path,
+    prefix: str,
+    found: list[Entry],
+    folders: list[tuple[Path, str]],
+    links: list[tuple[Path, str]],
+) -> None:
+    with os.scandir(folder) as items:
+        for item in items:
+            if item.name.startswith(".") or item.name.lower().endswith(IGNORED_SUFFIXES):
+                continue
+            try:
+                if item.is_dir():
+                    (links if item.is_symlink() else folders).append((Path(item.path), f"{prefix}{item.name}/"))
+                elif item.is_file():
+                    stat = item.stat()
+                    found.append(Entry(f"{prefix}{item.name}", stat.st_size, stat.st_mtime_ns))
+            except OSError:  # removed since it was listed, or a link that leads nowhere
+                continue

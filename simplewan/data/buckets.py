@@ -129,7 +129,9 @@ def bucket_aspect(aspect: float, rule: SizeRule) -> float:
         return 1.0
     if rule.shape == CLOSEST and rule.aspects:
         return min(rule.aspects, key=lambda choice: _aspect_distance(aspect, choice))
-    return round(aspect, rule.aspect_rounding) or aspect
+    if aspect < 1:  # long side by short side, so that a source on its side gets the same size on its side
+        return 1 / round(1 / aspect, rule.aspect_rounding)
+    return round(aspect, rule.aspect_rounding)
 
 
 def _aspect_distance(first: float, second: float) -> float:

@@ -23,6 +23,7 @@ from simplewan.data.media import MediaInfo
 # Raise it whenever probing finds other things in the same file.
 VERSION = "1"
 COMMIT_EVERY = 50
+LOCK_SECONDS = 60.0
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT);
@@ -50,7 +51,7 @@ class Index:
             self._open(root)
 
     def _open(self, root: str) -> None:
-        self._database = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        self._database = sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)
         self._database.executescript(_TABLES)
         self._pending = 0
         about = dict(self._database.execute("SELECT key, value FROM about"))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 HD_LINES = 720
+# swscale's flags for colour conversion: BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND, BITEXACT. Full chroma,
+# and the same bits on every processor.
+EXACT_CONVERSION = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 
 
 class MediaError(ValueError):
@@ -170,17 +173,10 @@ def _yuv_frame(pixels: np.ndarray, index: int, rate: Fraction) -> Any:
         dst_colorspace=matrix,
         src_color_range=ColorRange.JPEG,
         dst_color_range=ColorRange.MPEG,
-        interpolation=exact_conversion(),
+        interpolation=EXACT_CONVERSION,
     )
     frame.pts, frame.time_base = index, 1 / rate
     return frame
-
-
-def exact_conversion() -> Any:
-    """swscale's flags for colour conversion: full chroma, and the same bits on every processor."""
-    from av.video.reformatter import Interpolation as Flag
-
-    return Flag.BICUBIC | Flag.FULL_CHR_H_INT | Flag.FULL_CHR_H_INP | Flag.ACCURATE_RND | Flag.BITEXACT
 
 
 def _readable(path: Path | str) -> Path:

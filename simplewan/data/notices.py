@@ -75,7 +75,8 @@ def make_notices(
         )
     pictures = [name for name, found in kept.items() if found.info.is_image]
     if pictures and dataset.dataset_type == "video":
-        notices.append(f"{len(pictures)} pictures are trained on as clips of one frame: {some(pictures)}")
+        count = "1 picture is" if len(pictures) == 1 else f"{len(pictures)} pictures are"
+        notices.append(f"{count} trained on as clips of one frame: {some(pictures)}")
     remarks = [f"{name} {remark}" for name, found in kept.items() for remark in found.info.remarks]
     notices += [f"odd files: {some(remarks)}"] if remarks else []
     unread = Counter(PurePosixPath(path).suffix.lower() for path in paths)

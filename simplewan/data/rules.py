@@ -81,18 +81,17 @@ def make_rules(dataset: DatasetOptions, flavour: Flavour) -> Rules:
         sample_fps=0.0 if video.keep_source_fps else flavour.fps,
         source_fps=video.source_fps or 0.0,
         takes_videos=not is_image_set,
-        asked_sizes=() if isinstance(dataset.resolution, (int, float)) else tuple(dataset.resolution),
+        asked_sizes=_asked_sizes(dataset),
     )
 
 
 def _size_rule(dataset: DatasetOptions, flavour: Flavour) -> SizeRule:
-    is_number = isinstance(dataset.resolution, (int, float))
     multiple = flavour.pixel_multiple
     shape = dataset.crop_aspect if dataset.crop else PRESERVE
     return SizeRule(
-        resolution=float(dataset.resolution) if is_number else 0.0,
+        resolution=float(dataset.resolution) if isinstance(dataset.resolution, (int, float)) else 0.0,
         resolution_type=dataset.resolution_type,
-        exact=() if is_number else tuple(_fitting(size, multiple) for size in dataset.resolution),
+        exact=tuple(_fitting(size, multiple) for size in _asked_sizes(dataset)),
         multiple=multiple,
         aspect_rounding=dataset.aspect_bucket_rounding,
         shape=shape,
@@ -103,6 +102,11 @@ def _size_rule(dataset: DatasetOptions, flavour: Flavour) -> SizeRule:
         minimum_aspect=dataset.minimum_aspect_ratio,
         maximum_aspect=dataset.maximum_aspect_ratio,
     )
+
+
+def _asked_sizes(dataset: DatasetOptions) -> tuple[Size, ...]:
+    """Exact sizes as they are written; none when the resolution is a number."""
+    return () if isinstance(dataset.resolution, (int, float)) else tuple(dataset.resolution)
 
 
 def _fitting(size: Size, multiple: int) -> Size:

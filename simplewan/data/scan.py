@@ -80,7 +80,7 @@ class _Scanner:
     check: Callable[[], None]
 
     def run(self, rules: Rules) -> Scan:
-        listed = list(self.backend.list())
+        listed = self._list()
         entries = [entry for entry in listed if _is_text(entry.path)]
         media = [entry for entry in entries if is_media_name(entry.path)]
         self.index.keep_only(entry.path for entry in entries)
@@ -108,6 +108,18 @@ class _Scanner:
             dataset=self.dataset.id,
             folder=str(self.dataset.instance_data_dir),
         )
+
+    def _list(self) -> list[Entry]:
+        try:
+            return list(self.backend.list())
+        except OSError as error:
+            raise UserError(
+                Problem(
+                    f'dataset "{self.dataset.id}"',
+                    f"{error.filename} cannot be read: {error.strerror}",
+                    fix="make it readable, or move it out of the dataset's folder",
+                )
+            ) from None
 
     def _sample(self, entry: Entry, found: Fitted, digest: str, captions: tuple[str, ...]) -> Sample:
         return Sample(

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simplewan.data.media import HD_LINES, MediaError, MediaInfo, exact_conversion
+from simplewan.data.media import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
 from simplewan.data.resampling import pick_nearest, typical_rate
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def probe_video(path: Path) -> MediaInfo:
             frame = next(_decoded(container, stream), None)
             if frame is None:
                 raise MediaError("no frame decodes")
-            return _describe(frame, stream.sample_aspect_ratio, times, announced)
+            return _describe(frame, stream.codec_context, times, announced)
     except av.FFmpegError as error:
         raise _as_media_error(error) from None
 
@@ -51,15 +51,15 @@ def _as_media_error(error: Any) -> MediaError:
     )
 
 
-def _describe(frame: Any, aspect: Any, times: list[float], announced: int) -> MediaInfo:
+def _describe(frame: Any, codec: Any, times: list[float], announced: int) -> MediaInfo:
     sideways, rotation = _turn(frame)[0], frame.rotation % 360
-    width, height = frame.width, frame.height
+    width, height, aspect = frame.width, frame.height, codec.sample_aspect_ratio
     remarks = []
     if aspect and aspect > 0 and aspect != 1:
         width = max(1, round(width * aspect))
     if announced > len(times):
         remarks.append(f"holds {len(times)} of the {announced} frames it announces (cut off?)")
-    if int(frame.color_trc) in (PQ, HLG):
+    if int(codec.color_trc) in (PQ, HLG):
         remarks.append("is HDR; it is not tone-mapped, so it looks pale")
     rate = typical_rate(times) or 0.0
     if sideways:
@@ -199,8 +199,9 @@ def _to_rgb(frame: Any, converter: Any) -> np.ndarray:
         frame,
         format="rgba" if has_alpha else "rgb24",
         src_colorspace=unnamed if int(frame.colorspace) == 2 else None,
+        src_color_range=int(ColorRange.JPEG) if frame.format.name.startswith("yuvj") else int(frame.color_range),
         dst_color_range=ColorRange.JPEG,
-        interpolation=exact_conversion(),
+        interpolation=EXACT_CONVERSION,
     )
     pixels = rgb.to_ndarray()
     if has_alpha:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -53,7 +54,8 @@ def add_lora(transformer: Any, options: LoraSettings, *, seed: int, name: str = 
         target_modules=list(modules),
         init_lora_weights=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
         transformer.add_adapter(config, adapter_name=name)
     activate(transformer, name)
     for parameter in adapter_parameters(transformer, name).values():
@@ -182,7 +184,7 @@ def adapters_off(transformer: nn.Module) -> Iterator[None]:
             layer._disable_adapters = was_off
 
 
-def train_everything(transformer: nn.Module) -> dict[str, nn.Parameter]:
+def train_fully(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """All weights trainable, as float32 masters (fewer bits are autocast's business), by name."""
     transformer.float().requires_grad_(True)
     return dict(transformer.named_parameters())

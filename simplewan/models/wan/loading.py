@@ -27,12 +27,13 @@ from simplewan.models.wan.sources import (
 
 __all__ = [
     "check_files",
-    "component_fingerprint",
     "fingerprint",
     "load_text_encoder",
     "load_transformer",
     "load_vae",
     "resolve_folder",
+    "text_encoder_fingerprint",
+    "vae_fingerprint",
 ]
 
 
@@ -72,9 +73,18 @@ def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) 
     return AutoTokenizer.from_pretrained(tokenizer_path), _frozen(encoder)
 
 
-def component_fingerprint(model: ModelSource, flavour: Flavour, part: str) -> str:
-    """`fingerprint` of "vae", "text_encoder", "tokenizer", "transformer" or "transformer_2", downloaded if need be."""
-    return fingerprint(part_folder(source(model, flavour, part)))
+def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
+    """`fingerprint` of the VAE, downloaded if need be."""
+    return _fingerprints(model, flavour, "vae")
+
+
+def text_encoder_fingerprint(model: ModelSource, flavour: Flavour) -> str:
+    """`fingerprint` of text encoder and tokenizer, downloaded if need be."""
+    return _fingerprints(model, flavour, "text_encoder", "tokenizer")
+
+
+def _fingerprints(model: ModelSource, flavour: Flavour, *parts: str) -> str:
+    return "-".join(fingerprint(part_folder(source(model, flavour, part))) for part in parts)
 
 
 def _checked(place: Source, flavour: Flavour) -> Path:
