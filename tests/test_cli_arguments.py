@@ -52,6 +52,7 @@ def test_the_command_line_wins_over_the_extra_arguments() -> None:
     assert parse([], environ=environ).env == "other"
     assert parse([], environ={"ENV": "third"}).env == "third"
     assert parse(["--config", "x.json"], environ={"ENV": "third"}).env is None
+    assert parse([], environ={"ENV": "/root/.shrc"}).env is None
 
 
 def test_picks() -> None:

@@ -79,6 +79,8 @@ def test_env_picks_a_folder_and_suggests_one(capsys: pytest.CaptureFixture[str],
     assert 'did you mean env="fox"?' in capsys.readouterr().err
     assert cli.main(["train", "env=fox"]) == 2
     assert "config/fox/config.json: seed = 'x' is not a whole number" in capsys.readouterr().err
+    assert cli.main(["train", "env=default"]) == 2
+    assert capsys.readouterr().err.startswith("config/config.json: there is no such file")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from simplewan.options import changed_keys, load
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
 from simplewan.options.datasets import DatasetOptions, VideoOptions
 from simplewan.options.declare import is_on, members
+from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
 from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, RENAMED, SWITCHES
 
@@ -43,6 +44,14 @@ def test_defaults_are_valid_values() -> None:
     for model in (*group_models().values(), DatasetOptions, VideoOptions):
         dumped = model().model_dump()
         assert model.model_validate({key: value for key, value in dumped.items() if value is not None}) == model()
+
+
+def test_listed_defaults_are_what_the_models_hold() -> None:
+    held = {key: value for model in group_models().values() for key, value in model().model_dump(mode="json").items()}
+    assert held == {record["key"]: record["default"] for record in option_records()}
+    held = DatasetOptions().model_dump(mode="json")
+    held |= {f"video.{key}": value for key, value in held["video"].items()} | {"video": None}
+    assert held == {record["key"]: record["default"] for record in dataset_records()}
 
 
 def test_defaults_ask_for_nothing_that_is_to_come() -> None:

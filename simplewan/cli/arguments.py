@@ -49,7 +49,9 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> Arguments:
     if not any((arguments.config, arguments.env, arguments.example)):
         arguments.config, arguments.env, arguments.example = inherited
     if not any((arguments.config, arguments.env, arguments.example)):
-        arguments.env = environ.get("ENV") or None
+        # A path in ENV is the shell's own (its start-up file).
+        name = environ.get("ENV", "")
+        arguments.env = name if name and "/" not in name else None
     given = [name for name in PICKS if getattr(arguments, name)]
     if len(given) > 1:
         arguments.problems.append(

@@ -70,29 +70,34 @@ def _configuration(arguments: Arguments, environ: Mapping[str, str]) -> tuple[Pa
         return folder / "config.json", {PLACEHOLDER: str(generated_folder(arguments.example, environ=environ))}
     if arguments.config is not None:
         return arguments.config, {}
-    if arguments.env is not None:
-        path = DEFAULT_CONFIG.parent / arguments.env / DEFAULT_CONFIG.name
-        if not path.exists():
-            names = sorted(found.parent.name for found in DEFAULT_CONFIG.parent.glob(f"*/{DEFAULT_CONFIG.name}"))
-            meant = did_you_mean(arguments.env, names)
-            known = f"there are {', '.join(names)}" if names else "config/ holds no folder with a config.json"
-            raise UserError(
-                *arguments.problems,
-                Problem(str(path), "there is no such file", fix=f'did you mean env="{meant}"?' if meant else known),
-            )
-        return path, {}
-    if not DEFAULT_CONFIG.exists():
-        if any(override.key == "data_backend_config" for override in arguments.overrides):
+    try:
+        if arguments.env is not None:
+            return _of_environment(arguments.env), {}
+        if not DEFAULT_CONFIG.exists() and any(item.key == "data_backend_config" for item in arguments.overrides):
             return None, {}
-        raise UserError(
-            *arguments.problems,
-            Problem(
-                str(DEFAULT_CONFIG),
-                "there is no such file",
-                fix="copy config/config.json.example, name another with --config FILE, or try `train example=mini`",
-            ),
-        )
-    return DEFAULT_CONFIG, {}
+        return _default_config(), {}
+    except UserError as error:
+        raise UserError(*arguments.problems, *error.problems) from None
+
+
+def _of_environment(name: str) -> Path:
+    """config/NAME/config.json; "default" is config/config.json unless there is a folder of that name."""
+    path = DEFAULT_CONFIG.parent / name / DEFAULT_CONFIG.name
+    if path.exists():
+        return path
+    if name == "default":
+        return _default_config()
+    names = sorted(found.parent.name for found in DEFAULT_CONFIG.parent.glob(f"*/{DEFAULT_CONFIG.name}"))
+    meant = did_you_mean(name, names)
+    known = f"there are {', '.join(names)}" if names else "config/ holds no folder with a config.json"
+    raise UserError(Problem(str(path), "there is no such file", fix=f'did you mean env="{meant}"?' if meant else known))
+
+
+def _default_config() -> Path:
+    if not DEFAULT_CONFIG.exists():
+        fix = "copy config/config.json.example, name another with --config FILE, or try `train example=mini`"
+        raise UserError(Problem(str(DEFAULT_CONFIG), "there is no such file", fix=fix))
+    return DEFAULT_CONFIG
 
 
 def _existing_example(name: str) -> Path:

@@ -250,7 +250,9 @@ class DatasetOptions(Group):
     parquet: dict[str, Any] | None = option(
         None, applies="metadata_backend=parquet", help="path, filename_column, caption_column, width_column ..."
     )
-    video: VideoOptions = option(VideoOptions(), help="How videos are cut: num_frames, min_frames, bucket_strategy ...")
+    video: VideoOptions = option(
+        None, factory=VideoOptions, help="How videos are cut: num_frames, min_frames, bucket_strategy ..."
+    )
 
     @property
     def is_training(self) -> bool:

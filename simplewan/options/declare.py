@@ -3,13 +3,13 @@
 What lives here: `option(...)`, the `Group` base of all option models, and `Declared`, the view of a declaration from
 which the command line, `simpletuner options` and docs/OPTIONS.md are made. Imports pydantic, nothing of this project.
 The trade-off: the extra facts travel in pydantic's own `json_schema_extra`, so that a group stays an ordinary model
-and no second registry can disagree with it.
+and no second registry can disagree with it. Models are built when they first validate, which help pages never do.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ def option(
     comfort: str | None = None,
     restart_safe: bool = False,
     secret: bool = False,
+    factory: Callable[[], Any] | None = None,
 ) -> Any:
     """Declare one option; the result is the field's default in a `Group`.
 
@@ -45,6 +46,7 @@ def option(
     switch without which the option is not read: "use_ema", or "lora_type=lycoris|other". `comfort` is for what only
     affects speed or comfort: a value that is to come is then announced, with this text, and replaced by the default.
     `restart_safe` options may change when a run is resumed. `secret` values are never written.
+    `factory` makes the default of a nested object.
     """
     meta = {
         "choices": list(choices),
@@ -59,7 +61,10 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
     }
-    return Field(default, description=help, ge=minimum, le=maximum, json_schema_extra=cast(Any, {META: meta}))
+    extra = cast(Any, {META: meta})
+    if factory is not None:
+        return Field(default_factory=factory, description=help, json_schema_extra=extra)
+    return Field(default, description=help, ge=minimum, le=maximum, json_schema_extra=extra)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,12 @@ class Group(BaseModel):
     """Base of every option model: frozen, unknown keys refused, choices checked."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
     @field_validator("*", mode="before")
@@ -194,7 +204,7 @@ def _read(group: type[BaseModel]) -> Iterator[Declared]:
             key=key,
             group=group.__name__.removesuffix("Options").lower(),
             annotation=annotation,
-            default=info.default,
+            default=None if info.default_factory else info.default,
             help=info.description or "",
             **{**meta, "choices": tuple(meta["choices"])},
         )

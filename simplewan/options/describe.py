@@ -10,30 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
-from simplewan.options.datasets import DatasetOptions, VideoOptions
 from simplewan.options.declare import Declared
 from simplewan.options.later import needs
+from simplewan.options.values import plain
 
 DATASETS = "datasets"
 
 
 def option_records() -> list[dict[str, Any]]:
     """Every key of config.json."""
-    defaults = {
-        key: value for model in group_models().values() for key, value in model().model_dump(mode="json").items()
-    }
-    return [_record(key, declared, catalogue(), defaults[key]) for key, declared in catalogue().items()]
+    return [_record(key, declared, catalogue()) for key, declared in catalogue().items()]
 
 
 def dataset_records() -> list[dict[str, Any]]:
     """Every key of an entry of the dataset file; those of its "video" object as "video.KEY"."""
-    defaults = DatasetOptions().model_dump(mode="json")
-    defaults |= {f"video.{key}": value for key, value in VideoOptions().model_dump(mode="json").items()}
-    records = []
-    for key, declared in dataset_catalogue().items():
-        default = None if key == "video" else defaults[key]
-        records.append({**_record(key, declared, dataset_catalogue(), default), "group": DATASETS})
-    return records
+    among = dataset_catalogue()
+    return [{**_record(key, declared, among), "group": DATASETS} for key, declared in among.items()]
 
 
 def group_titles() -> dict[str, str]:
@@ -85,12 +77,12 @@ def _haystack(record: Mapping[str, Any]) -> str:
     return " ".join(parts).lower() + " " + " ".join(parts).lower().replace("-", "_")
 
 
-def _record(key: str, declared: Declared, among: dict[str, Declared], default: Any) -> dict[str, Any]:
+def _record(key: str, declared: Declared, among: dict[str, Declared]) -> dict[str, Any]:
     return {
         "key": key,
         "group": declared.group,
         "type": declared.type_name,
-        "default": default,
+        "default": plain(declared.default),
         "unit": declared.unit,
         "minimum": declared.minimum,
         "maximum": declared.maximum,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -97,6 +98,14 @@ def parse_numbers(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(value)
     return (value,)
+
+
+def plain(value: Any) -> Any:
+    """A default as the JSON value that people would write, without asking pydantic (which would build its models)."""
+    if isinstance(value, tuple):
+        items = list(value)
+        return _write_resolution(value) if items and isinstance(items[0], tuple) else _write_list(map(plain, items))
+    return str(value) if isinstance(value, Path) else value
 
 
 def _as_number(value: Any) -> float | None:

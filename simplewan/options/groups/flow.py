@@ -14,7 +14,7 @@ _ROLLOUT = "scheduled_sampling_max_step_offset"
 class TreadRoute(BaseModel):
     """One route: this share of the video tokens skips these layers (both ends count; negative from the end)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     selection_ratio: float = Field(ge=0, lt=1)
     start_layer_idx: int
@@ -24,7 +24,7 @@ class TreadRoute(BaseModel):
 class TreadOptions(BaseModel):
     """Token routing (arXiv 2501.04765)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     routes: tuple[TreadRoute, ...] = ()
 
