@@ -58,7 +58,7 @@ def figures(event: Event) -> dict[str, float]:
 class TensorBoard:
     """Writes event files below `logging_dir` (default output_dir/logs); clips appear as their contact sheets."""
 
-    failures = (OSError,)
+    failures: tuple[type[Exception], ...] = (OSError,)
 
     def __init__(self, settings: TrackerSettings) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -112,7 +112,7 @@ class WeightsAndBiases:
         from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
         self._wandb = wandb
-        self.failures = (wandb.Error, MailboxClosedError, HandleAbandonedError, OSError)
+        self.failures: tuple[type[Exception], ...] = (wandb.Error, MailboxClosedError, HandleAbandonedError, OSError)
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
