@@ -1,8 +1,8 @@
 """Filling a store: which encode groups have missing members, encoding them, and saying what changed and why.
 
 Imports this room, errors and events; `encode` is handed in. What is encoded is flushed every 64 MiB, 128 records
-or 20 seconds: a kill loses at most that, and because the composition of a group never depends on what is missing, the records that a
-resumed fill adds have the same bits that an uninterrupted one would have written.
+or 20 seconds: a kill loses at most that, and because the composition of a group never depends on what is missing, the
+records that a resumed fill adds have the same bits that an uninterrupted one would have written.
 """
 
 from __future__ import annotations
