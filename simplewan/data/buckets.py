@@ -110,8 +110,8 @@ def target_size(width: int, height: int, rule: SizeRule) -> Size:
     """The bucket's size for a source of `width` x `height`.
 
     By area: W = round(edge sqrt(a)), H = round(edge / sqrt(a)), rounded to the multiple, where a is the aspect ratio
-    rounded to `aspect_rounding` decimals: sources of nearly the same shape share a bucket. A source on its side gets the
-    same size on its side.
+    rounded to `aspect_rounding` decimals: sources of nearly the same shape share a bucket. A source on its side gets
+    the same size on its side.
     """
     if rule.exact:
         return min(rule.exact, key=lambda size: _aspect_distance(width / height, size[0] / size[1]))
