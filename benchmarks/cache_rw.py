@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Row, alternate, ratios, row
-from simplewan.batches import collate
-from simplewan.caches import Store
+from simplewan.batches.batch import collate
+from simplewan.caches.store import Store
 
 LATENTS_CFHW = (16, 21, 60, 104)
 TEXT_TOKENS, TEXT_WIDTH = 512, 4096

@@ -12,8 +12,11 @@ import time
 import torch
 
 from benchmarks.timing import Row, row
-from simplewan.batches import Batch, BatchSpec, Loader, Sampler, SampleRef, collate
-from simplewan.caches import Store
+from simplewan.batches.batch import Batch, collate
+from simplewan.batches.loader import Loader
+from simplewan.batches.sampler import BatchSpec, Sampler
+from simplewan.batches.sizes import SampleRef
+from simplewan.caches.store import Store
 
 LATENTS_CFHW = (16, 21, 60, 104)
 TEXT_TOKENS, TEXT_WIDTH = 512, 4096

@@ -9,8 +9,11 @@ from itertools import islice
 import pytest
 import torch
 
-from simplewan.batches import Loader, Sampler, SampleRef, collate
-from simplewan.caches import Store
+from simplewan.batches.batch import collate
+from simplewan.batches.loader import Loader
+from simplewan.batches.sampler import Sampler
+from simplewan.batches.sizes import SampleRef
+from simplewan.caches.store import Store
 
 SAMPLES = [SampleRef(f"s{number:02d}", "b" if number % 2 else "a") for number in range(12)]
 

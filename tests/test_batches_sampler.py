@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from simplewan.batches import Sampler, SampleRef, batches_in_epochs, batches_per_epoch, prune, steps_in_epochs
+from simplewan.batches.sampler import Sampler
+from simplewan.batches.sizes import SampleRef, batches_in_epochs, batches_per_epoch, prune, steps_in_epochs
 from simplewan.errors import UserError
 
 
@@ -26,13 +29,14 @@ def refs_of(*counts: int, repeats: int = 0, **changes: object) -> list[SampleRef
 @st.composite
 def setups(draw, max_world: int = 3):
     counts = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
-    samples = [replace(ref, repeats=draw(st.integers(0, 2))) for ref in refs_of(*counts)]
+    samples = [replace(ref, repeats=draw(st.integers(0, 2)), num_captions=3) for ref in refs_of(*counts)]
     setup = {
         "batch_size": draw(st.integers(1, 4)),
         "seed": draw(st.integers(0, 5)),
         "role": draw(st.sampled_from(["high", "low"])),
         "world_size": draw(st.integers(1, max_world)),
         "keep_small_buckets": draw(st.booleans()),
+        "caption_dropout_probability": draw(st.sampled_from([0.0, 0.3])),
     }
     kept, _ = prune(samples, batch_size=setup["batch_size"], keep_small_buckets=setup["keep_small_buckets"])
     assume(sum(ref.rate for ref in kept) >= setup["batch_size"] * setup["world_size"])
@@ -107,9 +111,10 @@ def test_ranks_share_out_what_is_there(case):
     assert len({json.dumps(sampler.state_dict()) for sampler in samplers}) == 1
 
 
-def test_a_batch_that_found_no_step_is_first_in_the_next_epoch():
+@pytest.mark.parametrize("seed", range(4))
+def test_a_batch_that_found_no_step_is_first_in_the_next_epoch(seed):
     samples = refs_of(2, 2, 2, 2)
-    setup = {"batch_size": 2, "seed": 0, "role": "high", "world_size": 3}
+    setup = {"batch_size": 2, "seed": seed, "role": "high", "world_size": 3}
     samplers = ranks(samples, setup)
     streams = [list(islice(sampler, sampler.batches_in_epochs(40))) for sampler in samplers]
     for epoch in range(40):
@@ -244,3 +249,8 @@ def test_planning_arithmetic():
     assert batches_in_epochs(samples, 2, batch_size=4) == 12
     assert batches_in_epochs(samples, 2, batch_size=4, world_size=5) == 2
     assert steps_in_epochs(samples, 2, batch_size=4, gradient_accumulation_steps=5) == 3
+
+
+def test_planning_needs_no_torch():
+    code = "import sys, simplewan.batches.sampler, simplewan.caches.groups; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

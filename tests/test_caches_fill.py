@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplewan.caches import Item, ItemError, Store, fill
+from simplewan.caches.fill import ItemError, fill
 from simplewan.caches.groups import cut_keys, encode_groups
+from simplewan.caches.keys import Item
+from simplewan.caches.store import Store
 from simplewan.errors import Interrupted
 from simplewan.events import Notice, Progress, silent
 

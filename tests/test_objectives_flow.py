@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from simplewan.objectives.distributions import Sampling, cdf, quantile
+from simplewan.objectives.distributions import Sampling, cdf, quantile, truncated_quantile
 from simplewan.objectives.flow import (
     add_noise,
     loss_weights,
@@ -76,13 +76,23 @@ def test_cut_gives_the_conditional_distribution(sampling, bounds, shift):
     assert (expected - empirical).abs().max().item() < 1.95 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("bounds", [(0.9, 1.0), (0.0, 0.9), (0.3, 0.3000001), (0.1, 0.7), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    "bounds", [(0.9, 1.0), (0.0, 0.9), (0.9, 0.9000001), (0.3, 0.3000001), (0.1, 0.7), (0.5, 0.5), (1.0, 1.0)]
+)
 @pytest.mark.parametrize("shift", [0.1, 1.0, 12.0])
 def test_draws_never_leave_the_bounds(bounds, shift):
     for sampling in EVERY_SAMPLING:
-        sigmas = sample_sigmas(3000, sampling=sampling, shift=shift, bounds=bounds, generator=seeded(1))
+        sigmas = sample_sigmas(1000, sampling=sampling, shift=shift, bounds=bounds, generator=seeded(1))
         assert sigmas.dtype == torch.float32
         assert sigmas.double().min() >= bounds[0] and sigmas.double().max() <= bounds[1]
+
+
+@pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)
+def test_cut_quantile_rises_from_end_to_end(sampling):
+    p = torch.linspace(0, 1, 50, dtype=torch.float64)
+    for low, high in ((0.875, 1.0), (0.0, 0.2), (0.3, 0.8)):
+        x = truncated_quantile(sampling, p, low, high)
+        assert (x.diff() > 0).all() and x[0] == pytest.approx(low, abs=1e-4) and x[-1] == pytest.approx(high, abs=1e-4)
 
 
 def test_far_tails_keep_their_spread():

@@ -12,7 +12,6 @@ from simplewan.objectives.supervised import SupervisedFlowMatching, eval_loss, t
 @dataclass
 class Batch:
     latents_BCFHW: torch.Tensor
-    prompt_embeds_BLD: torch.Tensor
 
 
 class Role:
@@ -25,7 +24,7 @@ class Role:
         self.clean = batch.latents_BCFHW.float()
         self.seen = []
 
-    def predict(self, latents, timesteps, embeds):
+    def predict(self, latents, timesteps, batch):
         self.seen.append(timesteps)
         sigmas = (timesteps / 1000).view(-1, 1, 1, 1, 1)
         return self.scale * (latents - self.clean) / sigmas
@@ -34,7 +33,7 @@ class Role:
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return Batch(torch.randn(4, 2, 3, 4, 6, generator=generator), torch.zeros(4, 5, 8))
+    return Batch(torch.randn(4, 2, 3, 4, 6, generator=generator))
 
 
 def seeded(seed=1):

@@ -68,6 +68,7 @@ def test_sizes_are_read_and_rounded_down():
     assert validation_sizes("832x480", flavour=WAN, emit=said.append) == ((832, 480),)
     assert validation_sizes(["832x480", "480x832"], flavour=WAN, emit=said.append) == ((832, 480), (480, 832))
     assert validation_sizes("832x480, 256", flavour=WAN, emit=said.append) == ((832, 480), (256, 256))
+    assert validation_sizes(((832, 480), (480, 832)), flavour=WAN, emit=said.append) == ((832, 480), (480, 832))
     assert said == []
     assert validation_sizes("840x490", flavour=WAN, emit=said.append) == ((832, 480),)
     assert validation_sizes("848x480", flavour=WAN_5B, emit=said.append) == ((832, 480),)

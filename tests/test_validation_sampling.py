@@ -2,45 +2,24 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from tiny import TEXT_DIM, tiny_transformer, tiny_vae
 
+from simplewan.models.wan.forward import velocity
 from simplewan.validation.sampling import experts_used, initial_noise, make_scheduler, sample
 
 SHAPE = (1, 16, 2, 4, 6)  # 5 frames of 32 x 48 pixels
 
 
-def tiny_transformer(seed):
-    torch.manual_seed(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-    ).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.2)
-    return model
-
-
-def tiny_vae():
-    return AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-
-
 @pytest.fixture(scope="module")
 def experts():
-    return {"high": tiny_transformer(1), "low": tiny_transformer(2)}
+    return {"high": tiny_transformer(seed=1), "low": tiny_transformer(seed=2)}
 
 
 @pytest.fixture(scope="module")
 def texts():
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(2, 1, 7, 16, generator=generator).unbind(0)
+    return torch.randn(2, 1, 7, TEXT_DIM, generator=generator).unbind(0)
 
 
 def predictor(experts, used=None):
@@ -106,12 +85,26 @@ def test_equals_the_pipeline_of_diffusers_bit_for_bit(experts, texts, shift, gui
 
 
 def test_equals_the_pipeline_with_a_bfloat16_network(texts):
-    experts = {"high": tiny_transformer(5).to(torch.bfloat16)}
+    experts = {"high": tiny_transformer(seed=5).to(torch.bfloat16)}
     noise = initial_noise(SHAPE, seed=4)
     scheduler = make_scheduler("unipc", 3.0)
     ours = sample(predictor(experts), scheduler, noise, *texts, num_steps=6, guidance=5.0)
     theirs = by_diffusers(experts | {"low": None}, texts, noise, shift=3.0, guidance=(5.0, 5.0), boundary=None)
     assert torch.equal(ours, theirs) and ours.dtype == torch.float32
+
+
+def test_our_forward_gives_the_same_clip_within_rounding(experts, texts):
+    """Six guided steps with `models`' forward; differences of float32 rounding stay below 1e-4 of latents around 1."""
+    noise = initial_noise(SHAPE, seed=4)
+
+    def predict(latents, timesteps, embeds, expert):
+        return velocity(experts[expert], latents, timesteps.float(), embeds)
+
+    ours = sample(
+        predict, make_scheduler("unipc", 12.0), noise, *texts, num_steps=6, guidance=(3.0, 4.0), boundary=0.875
+    )
+    theirs = by_diffusers(experts, texts, noise, shift=12.0, guidance=(3.0, 4.0), boundary=0.875)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_guidance_of_one_skips_the_unconditional_pass(experts, texts):

@@ -57,7 +57,8 @@ class _TextEncoder:
     def __call__(self, items: Sequence[Item]) -> Sequence[torch.Tensor]:
         if self._models is None:
             self._context.emit(Stage("text_encoder", "Loading the text encoder"))
-            tokenizer, encoder = load_text_encoder(self._context.options.model, self._context.weight_dtype)
+            context = self._context
+            tokenizer, encoder = load_text_encoder(context.options.model, context.flavour, context.weight_dtype)
             self._models = tokenizer, encoder.to(self._context.device)
         tokenizer, encoder = self._models
         prompts = [str(item.components["prompt"]) for item in items]
@@ -98,7 +99,8 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
 def _fill_texts(
     context: Context, gathered: Gathered, prompts: Sequence[str]
 ) -> tuple[dict[tuple[str, str], tuple[Store, str]], dict[str, tuple[Store, str]]]:
-    fingerprint = text_encoder_fingerprint(context.options.model)
+    model, flavour = context.options.model, context.flavour
+    fingerprint = text_encoder_fingerprint(model, flavour)
     dtype = context.options.optimizer.mixed_precision
 
     def item(name: str, text: str) -> Item:
@@ -108,9 +110,9 @@ def _fill_texts(
             "prompt": clean_prompt(text),
             "encoder": fingerprint,
             "dtype": dtype,
-            "max_tokens": context.flavour.text_tokens,
+            "max_tokens": flavour.text_tokens,
         }
-        return Item(name=name, components=components, group=str(len(clean_prompt(text)) // 64))
+        return Item(name=name, components=components)
 
     wanted: dict[Path, dict[str, tuple[Item, str, str]]] = {}
     for dataset in gathered.datasets:
@@ -155,7 +157,7 @@ def _fill_texts(
 
 
 def _fill_latents(context: Context, gathered: Gathered) -> tuple[dict[str, tuple[Store, str]], dict[str, str]]:
-    fingerprint = vae_fingerprint(context.options.model)
+    fingerprint = vae_fingerprint(context.options.model, context.flavour)
     places: dict[str, tuple[Store, str]] = {}
     failed: dict[str, str] = {}
     encoder = _VaeEncoder(context, gathered.samples)

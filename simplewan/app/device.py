@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -37,9 +38,11 @@ def make_accelerator(options: Options, emit: Emit) -> Accelerator:
     return accelerator
 
 
-def memory_gib() -> float | None:
-    """The most CUDA memory that tensors have taken so far, in GiB; None without CUDA."""
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+def memory_text() -> Callable[[], str] | None:
+    """What tells the most CUDA memory that tensors have taken so far, for the progress bar; None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    return lambda: f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
 
 
 def release_memory() -> None:

@@ -73,7 +73,9 @@ def _refuse_not_finite(roles: Mapping[str, Role], step: int) -> None:
     for role in roles.values():
         for name, tensor in role.weights().items():
             if not torch.isfinite(tensor).all():
-                raise TrainingFailure(f"the weights of step {step} are not finite (first {role.name} {name}); not saved")
+                raise TrainingFailure(
+                    f"the weights of step {step} are not finite (first {role.name} {name}); not saved"
+                )
 
 
 class EvalHook:
@@ -148,6 +150,6 @@ class FinishHook:
     def at_end(self, step: int, *, finished: bool) -> None:
         if not finished:
             return
-        for path in export_weights(self._context, self._experts, self._context.output, step=step):
+        for path in export_weights(self._context, self._experts, self._context.output, step=step, announce=True):
             self._context.emit(CheckpointSaved(step=step, path=str(path), is_final=True))
         mark_finished(self._context.output, step)

@@ -1,23 +1,87 @@
-"""Everyone who listens to a run: console, events.jsonl, heartbeat, trackers; and the resolved configuration on disk."""
+"""Everyone who listens to a run: console, heartbeat, events.jsonl, trackers; and the resolved configuration on disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
 
-from simplewan.app.device import memory_gib
+from simplewan.app.device import memory_text
 from simplewan.checkpoints.files import write_json
-from simplewan.events import Emitter, Event, Metric, Notice, RunSummary
+from simplewan.events import Emitter, Event, Metric, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
-from simplewan.reporting.heartbeat import Heartbeat
-from simplewan.reporting.records import EventLog, cut_back
-from simplewan.reporting.trackers import make_trackers
+from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
+from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity
+from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
+
+RESOLVED = "config.resolved.json"
 
 
 class Reports:
-    """A context manager around a run's listeners. `emit` is what the run is handed."""
+    """A context manager around a run's listeners. `emit` is what the run is handed.
+
+    The log can only be opened once it is known where the run resumes (`begin`), since it is cut back to that step;
+    what happens before is kept and written then.
+    """
 
     def __init__(self, loaded: Loaded, output: Path) -> None:
         self._loaded, self._output = loaded, output
+        self._early: list[Event] = []
+        self._log: EventLog | None = None
+        self._trackers: list[Guarded] = []
+        self._step, self._total_steps = 0, 0
+        self._console = Console(memory=memory_text())
         self.emit = Emitter()
+        self.emit.add(self._console)
+        self.emit.add(Heartbeat(output / HEARTBEAT_NAME))
+        self.emit.add(self._remember)
+
+    def __enter__(self) -> Reports:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._console.close()
+        for tracker in self._trackers:
+            tracker.close()
+        if self._log is not None:
+            self._log.close()
+
+    def begin(self, *, step: int) -> None:
+        """The run goes on from `step`: cut the log back to it, open it, and start the trackers. May raise UserError."""
+        options, path = self._loaded.options.reporting, self._output / LOG_NAME
+        cut_back(path, step)
+        identity = next_identity(path)
+        self._step = step
+        self._log = EventLog(path, identity)
+        for event in self._early:
+            self._log(event)
+        self.emit.add(self._log)
+        write_json(self._output / RESOLVED, self._loaded.resolved)
+        settings = TrackerSettings(
+            output_dir=self._output,
+            run_id=identity.run_id,
+            project=options.tracker_project_name,
+            run_name=options.tracker_run_name or self._output.name,
+            config=self._loaded.resolved,
+            resumed_step=step or None,
+            logging_dir=options.logging_dir,
+        )
+        self._trackers = start_trackers(options.report_to, settings, emit=self.emit)
+        for tracker in self._trackers:
+            self.emit.add(tracker)
+
+    def set_total(self, total_steps: int) -> None:
+        """How long the run is, for its summary."""
+        self._total_steps = total_steps
+
+    def summarise(self, reason: str, *, seconds: float) -> None:
+        """The last record of this attempt."""
+        self.emit(RunSummary(reason=reason, step=self._step, total_steps=self._total_steps, seconds=seconds))
+
+    def _remember(self, event: Event) -> None:
+        if self._log is None:
+            self._early.append(event)
+        if isinstance(event, Metric):
+            self._step = event.step

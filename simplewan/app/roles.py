@@ -45,12 +45,15 @@ def sigma_bounds(context: Context, expert: str) -> tuple[float, float]:
     return max(low, flow.min_timestep / 1000), min(high, flow.max_timestep / 1000)
 
 
+def training_shift(context: Context) -> float:
+    """The shift of training: the user's, else the flavour's, else none (1)."""
+    shift = context.options.flow.flow_schedule_shift
+    return (context.flavour.training_shift or 1.0) if shift is None else shift
+
+
 def make_objective(context: Context) -> SupervisedFlowMatching:
-    """The objective as the options say; the shift is the user's, else the flavour's, else none."""
+    """The objective as the options say."""
     flow = context.options.flow
-    shift = flow.flow_schedule_shift
-    if shift is None:
-        shift = context.flavour.training_shift or 1.0
     return SupervisedFlowMatching(
         sampling=Sampling(
             flow.flow_sampling,
@@ -58,7 +61,7 @@ def make_objective(context: Context) -> SupervisedFlowMatching:
             logit_std=flow.flow_logit_std,
             mode_scale=flow.flow_mode_scale,
         ),
-        shift=shift,
+        shift=training_shift(context),
         auto_shift=flow.flow_schedule_auto_shift,
         weighting=flow.flow_weighting,
         patch=context.flavour.patch,
@@ -80,9 +83,15 @@ def load_expert(context: Context, name: str) -> Expert:
     forward = WanForward(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
 
-    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, embeds_BLD: Tensor) -> Tensor:
+    # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
+    merge = full or options.adapter.lora_dropout == 0
+
+    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+        lengths = batch.text_lengths if merge else None
         with context.accelerator.autocast():
-            return forward(latents_BCFHW, timesteps_B, embeds_BLD, recompute=recompute)
+            return forward(
+                latents_BCFHW, timesteps_B, batch.prompt_embeds_BLD, text_lengths=lengths, recompute=recompute
+            )
 
     return Expert(name, transformer, predict, sigma_bounds(context, name))
 
@@ -112,7 +121,9 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     if state is not None and (changed := sampler.load_state_dict(state)):
         what = ", ".join(changed)
         context.say(f"{what} of role {expert.name} changed since the checkpoint: its epoch begins anew", warning=True)
-    parameters = adapter_parameters(expert.transformer)
+    start = sampler.state_dict()  # before the loader's thread owns the sampler
+    full = options.model.model_type == "full"
+    parameters = trained_parameters(expert.transformer, full=full)
     objective = make_objective(context)
     settings = options.optimizer
 
@@ -134,15 +145,25 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
         ),
         loader=Loader(sampler, fetch, prefetch=max(1, options.data.dataloader_prefetch_qlen)),
         loss=loss,
-        weights=partial(adapter_state, expert.transformer),
-        load_weights=partial(load_adapter_state, expert.transformer),
-        sampler_state=sampler_start(sampler),
+        weights=partial(full_state if full else adapter_state, expert.transformer),
+        load_weights=partial(load_full_state if full else load_adapter_state, expert.transformer),
+        sampler_state=start,
     )
 
 
-def sampler_start(sampler: Sampler) -> Mapping:
-    """The sampler's state before its first batch: what a checkpoint of step 0 would hold."""
-    return sampler.state_dict()
+def trained_parameters(transformer: nn.Module, *, full: bool) -> list[nn.Parameter]:
+    """What the optimiser is given, in the model's order."""
+    return list(transformer.parameters() if full else adapter_parameters(transformer).values())
+
+
+def full_state(transformer: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU."""
+    return {name: tensor.detach().cpu() for name, tensor in transformer.state_dict().items()}
+
+
+def load_full_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the weights of `full_state` back."""
+    transformer.load_state_dict(state)
 
 
 def optimizer_settings(context: Context) -> OptimizerSettings:

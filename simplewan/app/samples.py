@@ -8,8 +8,9 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.batches.sizes import SampleRef
+from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample
-from simplewan.data.scan import nothing_left, scan
+from simplewan.data.scan import scan
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions
 
@@ -63,23 +64,25 @@ class Gathered:
 
 
 def gather(context: Context) -> Gathered:
-    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left of one."""
+    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left."""
     context.emit(Stage("scan", "Looking at the data"))
     cache_dir = context.options.caches.cache_dir
     entries = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in MEDIA}
     texts = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type == "text_embeds"}
     samples: dict[str, Sample] = {}
     dropped: list[Dropped] = []
-    empty = []
+    scans = []
     for name, entry in entries.items():
         folder = entry.cache_dir_vae or cache_dir / "vae" / name
         found = scan(entry, flavour=context.flavour, index_folder=folder, emit=context.emit, check=context.check)
+        scans.append(found)
         for notice in found.notices:
             context.say(notice)
-        if not found.samples:
-            empty.append(nothing_left(entry, found))
+        if (lost := dropped_notice(found)) is not None:
+            context.say(lost, warning=True)
         samples.update({sample.id: sample for sample in found.samples})
         dropped.extend(found.dropped)
-    if empty:
-        raise empty[0]
+    problem = datasets_problem(scans)
+    if problem is not None:
+        raise problem
     return Gathered(samples=samples, entries=entries, text_entries=texts, dropped=dropped, cache_dir=cache_dir)

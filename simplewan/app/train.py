@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from simplewan.app.caching import Caches, Fetch, fill_caches
+from simplewan.app.caching import Fetch, fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.hooks import EvalHook, FinishHook, SaveHook, ValidationHook
@@ -18,12 +18,13 @@ from simplewan.app.validating import collect, make_validator, render_settings
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
-from simplewan.events import ErrorHappened, RunSummary, Stage
+from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.options import Loaded
 from simplewan.plan import RunPlan, plan_run
-from simplewan.training.loop import LoopSettings, train as run_loop
+from simplewan.training.loop import LoopSettings
+from simplewan.training.loop import train as run_loop
 from simplewan.training.roles import Role
 from simplewan.training.seeding import derive_seed
 from simplewan.training.signals import SignalWatch
@@ -67,6 +68,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     resume = find_resume(
         checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit
     )
+    start = resume.step if resume else 0
+    reports.begin(step=start)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
     gathered = gather(context)
     prompts = collect(context)
@@ -81,8 +84,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         context.say(f"this run is finished: {plan.total_steps} steps; raise max_train_steps to go on")
         return
     announce(context, plan)
-    checkpoints.set_aside_after(resume.step if resume else 0)
-    reports.begin(step=resume.step if resume else 0, total_steps=plan.total_steps)
+    checkpoints.set_aside_after(start)
+    reports.set_total(plan.total_steps)
     emit(Stage("model", "Loading the transformer"))
     experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
     roles = build_roles(context, experts, fetch=fetch, plan=plan, checkpoints=checkpoints, resume=resume)
@@ -94,7 +97,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             roles=roles,
             experts=experts,
             planned=plan.checkpoint_steps,
-            saved=resume.step if resume else 0,
+            saved=start,
         ),
         EvalHook(context, experts=experts, batches=eval_batches(context, fetch), planned=plan.eval_steps),
     ]
@@ -108,7 +111,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     try:
         run_loop(
             roles,
-            due=lambda step: objective.roles_due(step - 1, tuple(roles)),
+            due=lambda step: objective.roles_due(step, tuple(roles)),
             settings=LoopSettings(
                 seed=options.run.seed,
                 total_steps=plan.total_steps,
@@ -120,7 +123,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             hooks=hooks,
             signals=signals,
             emit=emit,
-            start=resume.step if resume else 0,
+            start=start,
         )
     finally:
         for role in roles.values():

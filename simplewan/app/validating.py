@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simplewan.app.caching import Caches
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
 from simplewan.app.roles import Expert
+from simplewan.batches.batch import Batch
 from simplewan.flavours import HIGH
 from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode
@@ -70,17 +71,16 @@ def make_validator(
 
         def predict(latents: Tensor, timesteps: Tensor, embeds: Tensor, name: str) -> Tensor:
             expert = experts.get(name) or next(iter(experts.values()))
-            return expert.predict(latents, timesteps, embeds).to(latents.dtype)
+            length = embeds.shape[1]
+            padded = F.pad(embeds, (0, 0, 0, text_tokens - length))
+            batch = Batch(latents, padded, (length,), names=("prompt",), caption_dropped=(False,))
+            return expert.predict(latents, timesteps, batch).to(latents.dtype)
 
         try:
             yield predict
         finally:
             for expert in experts.values():
                 expert.transformer.train()
-
-    def embeds(text: str) -> Tensor:
-        embedding = caches.prompt(text)
-        return torch.nn.functional.pad(embedding, (0, 0, 0, text_tokens - embedding.shape[1]))
 
     def decode_latents(latents: Tensor) -> Tensor:
         vae = load_vae(context.options.model, context.flavour, DTYPES[context.options.caches.vae_dtype])
@@ -92,7 +92,7 @@ def make_validator(
     return Validator(
         settings,
         open_predict=open_predict,
-        embeds=embeds,
+        embeds=caches.prompt,
         decode=decode_latents,
         emit=context.emit,
         check=context.check,

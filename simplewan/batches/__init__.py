@@ -1,22 +1,5 @@
-"""What a training step sees: which samples (`Sampler`), their tensors (`Batch`, `collate`), ready in time (`Loader`).
+"""What a training step sees: which samples (`sampler`), their tensors (`batch`), ready in time (`loader`).
 
-The room imports errors only (and torch): where tensors come from is handed in.
+The room imports errors only (and torch, in `batch` and `loader`): where tensors come from is handed in. Nothing is
+imported here, so that `sizes` and `sampler` serve planning without torch.
 """
-
-from simplewan.batches.batch import Batch, collate
-from simplewan.batches.loader import Loader
-from simplewan.batches.sampler import BatchSpec, Sampler
-from simplewan.batches.sizes import SampleRef, batches_in_epochs, batches_per_epoch, prune, steps_in_epochs
-
-__all__ = [
-    "Batch",
-    "BatchSpec",
-    "Loader",
-    "SampleRef",
-    "Sampler",
-    "batches_in_epochs",
-    "batches_per_epoch",
-    "collate",
-    "prune",
-    "steps_in_epochs",
-]

@@ -14,11 +14,12 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one bucket: `latents_BCFHW`, `prompt_embeds_BLD`, and for each sample its name and whether
-    its caption was dropped. Dtypes are those of the caches."""
+    """One micro-batch of one bucket: `latents_BCFHW`, `prompt_embeds_BLD` with each prompt's length in tokens, and for
+    each sample its name and whether its caption was dropped. Dtypes are those of the caches."""
 
-    latents_BCFHW: torch.Tensor  # noqa: N815
-    prompt_embeds_BLD: torch.Tensor  # noqa: N815
+    latents_BCFHW: torch.Tensor
+    prompt_embeds_BLD: torch.Tensor
+    text_lengths: tuple[int, ...]
     names: tuple[str, ...]
     caption_dropped: tuple[bool, ...]
 
@@ -62,4 +63,5 @@ def collate(
         embeds_BLD[at, : len(embeds)].copy_(embeds)
         embeds_BLD[at, len(embeds) :].zero_()
     dropped = tuple(caption_dropped) if caption_dropped is not None else (False,) * len(names)
-    return Batch(latents_BCFHW, embeds_BLD, tuple(names), dropped)
+    lengths = tuple(len(embeds) for embeds in prompt_embeds)
+    return Batch(latents_BCFHW, embeds_BLD, lengths, tuple(names), dropped)

@@ -6,8 +6,9 @@ a closed form and needs no simulation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, floor
 
 from simplewan.batches.draws import uniform
@@ -113,8 +114,8 @@ def require_enough(
 ) -> None:
     """`UserError` when an epoch has fewer draws than one optimiser step needs; it names the least `repeats` to do."""
     need = batch_size * gradient_accumulation_steps * world_size
-    rules: Mapping[str, int | bool] = {"batch_size": batch_size, "keep_small_buckets": keep_small_buckets}
-    have = _draws(samples, 0, **rules)
+    draws = partial(_draws, samples, batch_size=batch_size, keep_small_buckets=keep_small_buckets)
+    have = draws(0)
     if have >= need:
         return
     if not any(ref.rate > 0 for ref in samples):
@@ -131,7 +132,7 @@ def require_enough(
         f"gives {have:g} usable draws an epoch from {len(samples)} samples in {len(buckets)} buckets ({counts}), "
         f"but one step needs {need} ({factors}), and a bucket at least {batch_size} to be used"
     )
-    smallest = next(repeats for repeats in range(10**9) if _draws(samples, repeats, **rules) >= need)
+    smallest = next(repeats for repeats in range(10**9) if draws(repeats) >= need)
     fix = f"set repeats to {smallest} or more, add clips, or lower train_batch_size"
     fix += " or gradient_accumulation_steps" if gradient_accumulation_steps > 1 else ""
     value = max(ref.repeats for ref in samples)

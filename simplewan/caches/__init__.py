@@ -1,10 +1,5 @@
-"""Content-addressed stores of VAE latents and text embeddings: `Item`, `Store`, `fill`.
+"""Content-addressed stores of VAE latents and text embeddings: `keys.Item`, `store.Store`, `fill.fill`.
 
-The room imports errors and events only (and torch, safetensors); what encodes is handed in.
+The room imports errors and events only (and torch, safetensors); what encodes is handed in. Nothing is imported here:
+`keys` and `groups` serve without torch.
 """
-
-from simplewan.caches.fill import Filled, ItemError, fill
-from simplewan.caches.keys import Item, group_key
-from simplewan.caches.store import Store
-
-__all__ = ["Filled", "Item", "ItemError", "Store", "fill", "group_key"]

@@ -110,7 +110,7 @@ def read_header(path: Path) -> list[Record]:
 
 def digest(tensor: torch.Tensor) -> str:
     """sha256 (hex) of a contiguous CPU tensor's bytes."""
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def remove_leftovers(folder: Path) -> list[str]:

@@ -23,11 +23,11 @@ from simplewan.mini.draw import caption_words, draw_frames
 
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
-FIT_CLIPS, FIT_FRAMES = 12, 17
+FIT_CLIPS, FIT_FRAMES = 8, 17
 
 
 def build_model(folder: Path, *, seed: int) -> None:
-    """Writes the model folder; the weights' bytes depend on `seed` alone. torch's global generator is left as it was."""
+    """Writes the model folder. The weights' bytes depend on `seed` alone; torch's global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = _make_transformer()

@@ -111,8 +111,7 @@ def save_lora(
     temporary = path.with_name(f".tmp-{path.name}")  # diffusers reads the ending
     try:
         save_file(universal, temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sort_metadata(temporary)
         report = verify_lora_file(temporary, transformer)
         if report.modules != len(universal) // 2:
             raise ValueError(f"{path.name} reads back {report.modules} of {len(universal) // 2} modules")
@@ -121,6 +120,23 @@ def save_lora(
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return LoraReport(**{**vars(report), "path": path})
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order, in place, and force it to disk.
+
+    The library writes metadata in a random order, and then the same weights would not be the same bytes.
+    """
+    with path.open("rb+") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "the sorted header is as long as it was"
+        stream.seek(8)
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def verify_lora_file(path: Path, transformer: nn.Module) -> LoraReport:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,11 @@ from simplewan.objectives.flow import (
     velocity_target,
 )
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""noisy latents (B, C, F, H, W) float32, timesteps (B,) float32 in 0..1000, text (B, L, D) -> velocity."""
+Predict = Callable[[Tensor, Tensor, Any], Tensor]
+"""noisy latents (B, C, F, H, W) float32, timesteps (B,) float32 in 0..1000, the batch -> velocity.
+
+The batch is what carries the conditioning (text, later images); the objective hands it on and does not look into it.
+"""
 
 
 class RoleLike(Protocol):
@@ -55,10 +58,10 @@ class FlowRole:
 
 
 class BatchLike(Protocol):
-    """What the objective needs of a batch: clean latents and text, on the device of the network."""
+    """What the objective needs of a batch: clean latents, on the device of the network."""
 
-    latents_BCFHW: Tensor
-    prompt_embeds_BLD: Tensor
+    @property
+    def latents_BCFHW(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def velocity_errors(predict: Predict, batch: BatchLike, noise_BCFHW: Tensor, sig
     latents = batch.latents_BCFHW.float()
     sigmas_B = sigmas_B.to(latents.device)
     noisy = add_noise(latents, noise_BCFHW, sigmas_B)
-    velocity = predict(noisy, sigmas_B * NUM_TIMESTEPS, batch.prompt_embeds_BLD)
+    velocity = predict(noisy, sigmas_B * NUM_TIMESTEPS, batch)
     return mse_per_sample(velocity, velocity_target(latents, noise_BCFHW))
 
 

@@ -1,16 +1,17 @@
 """What a rendered clip looks like on disk: the contact sheet (PNG) that people look at first, and the way to save it.
 
-Imports Pillow and numpy. F frames, H height, W width. Drawn with Pillow alone; a font for other scripts is used where
-the system has one.
+Imports Pillow, numpy and `data.atomic`. F frames, H height, W width. Drawn with Pillow alone: no plotting library, but
+captions in other scripts than Latin need a font that the system has, else their letters are boxes.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from simplewan.data.atomic import atomic_path
 
 MAX_FRAMES = 8
 MIN_SIDE, MAX_SIDE = 128, 320
@@ -55,17 +56,9 @@ def contact_sheet(frames_FHWC: np.ndarray, *, caption: str = "", max_frames: int
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Writes `image` to `path` whole or not at all: a temporary name in the same folder, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            image.save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes `image` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def spread_indices(num_frames: int, count: int) -> list[int]:

@@ -14,7 +14,6 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 from simplewan.flavours import Flavour
 
-DEFAULT_NEGATIVE_PROMPT = ""
 MAX_NAME_LENGTH = 80
 
 # Motion, people, animals, scenery and camera moves; nothing that asks for writing, which small models cannot spell.
@@ -75,15 +74,16 @@ def safe_name(name: str) -> str:
 
 
 def validation_sizes(
-    value: str | int | Sequence[str | int], *, flavour: Flavour, emit: Emit, where: str = "options"
+    value: str | int | Sequence[str | int | tuple[int, int]], *, flavour: Flavour, emit: Emit, where: str = "options"
 ) -> tuple[tuple[int, int], ...]:
-    """(width, height) of each resolution: "832x480", "832x480,480x832", a list of such, or 480 for a square.
+    """(width, height) of each resolution: "832x480", "832x480,480x832", 480 for a square, or a list of these or pairs.
 
     Each side is rounded down to the flavour's multiple, which is announced. Raises UserError with every entry that is
     no size.
     """
     entries = [value] if isinstance(value, str | int) else list(value)
-    parts = [part.strip() for entry in entries for part in str(entry).split(",") if part.strip()]
+    texts = [str(entry) if isinstance(entry, str | int) else "x".join(map(str, entry)) for entry in entries]
+    parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
     problems, sizes = [], []
     multiple = flavour.pixel_multiple
     for part in parts:

@@ -33,7 +33,8 @@ STAGE = "validation"
 class RenderSettings:
     """What is rendered, and where: `folder` is output_dir/validation. `sizes` are (width, height) in pixels.
 
-    `boundary` is the sigma at which the experts change, None for a model with one transformer.
+    `boundary` is the sigma at which the experts change; None where one network makes all steps. `fps` None is the
+    flavour's.
     """
 
     folder: Path
@@ -45,8 +46,8 @@ class RenderSettings:
     guidance: Guidance
     shift: float
     seed: int
-    negative_prompt: str = ""
-    scheduler: str = "unipc"
+    negative_prompt: str
+    scheduler: str
     boundary: float | None = None
     fps: float | None = None
 

@@ -28,10 +28,10 @@ class Shared:
     `rotary`: complex64 (1, S, 1, E/2).
     """
 
-    text_BLD: Tensor  # noqa: N815
+    text_BLD: Tensor
     text_bias: Tensor | None
-    image_BLD: Tensor | None  # noqa: N815
-    rows_BR6D: Tensor  # noqa: N815
+    image_BLD: Tensor | None
+    rows_BR6D: Tensor
     token_rows: Tensor | None
     rotary: Tensor
 

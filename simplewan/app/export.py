@@ -1,0 +1,63 @@
+"""The trained weights in the format that others load: a LoRA in the universal keys, or a transformer's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from simplewan.app.context import Context
+from simplewan.app.roles import Expert, training_shift
+from simplewan.errors import TrainingFailure
+from simplewan.flavours import EXPERT_SUBFOLDER
+from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state
+from simplewan.models.export import lora_file_name, lora_metadata, save_lora
+
+
+def export_weights(
+    context: Context, experts: Mapping[str, Expert], folder: Path, *, step: int, announce: bool = False
+) -> list[Path]:
+    """Write the weights of every trained expert into `folder`, verified; returns the files or folders."""
+    if context.options.model.model_type == "full":
+        return [_export_full(context, expert, folder) for expert in experts.values()]
+    return [_export_lora(context, expert, folder, step=step, announce=announce) for expert in experts.values()]
+
+
+def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, announce: bool) -> Path:
+    adapter, flavour = context.options.adapter, context.flavour
+    path = folder / lora_file_name(flavour, expert.name)
+    metadata = lora_metadata(
+        flavour,
+        expert.name,
+        rank=adapter.lora_rank,
+        alpha=adapter_alpha(adapter),
+        base_model=context.options.model.pretrained_model_name_or_path or flavour.repository,
+        shift=training_shift(context),
+        step=step,
+        targets=list(adapter.lora_targets),
+    )
+    try:
+        report = save_lora(
+            path,
+            adapter_state(expert.transformer),
+            scale=adapter_scale(expert.transformer),
+            metadata=metadata,
+            transformer=expert.transformer,
+        )
+    except ValueError as error:
+        raise TrainingFailure(f"the LoRA of step {step} was not written: {error}") from error
+    if announce:
+        context.say(str(report), warning=report.zero_modules > 0)
+    return path
+
+
+def _export_full(context: Context, expert: Expert, folder: Path) -> Path:
+    """A diffusers folder in the frozen weights' dtype, written beside and renamed."""
+    final = folder / EXPERT_SUBFOLDER[expert.name]
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    expert.transformer.save_pretrained(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    return final

@@ -1,0 +1,94 @@
+"""The command line: `simpletuner COMMAND ...` (also `simplewan`, and `python -m simplewan.cli`).
+
+What lives here: one module a command, imported when the command runs. They gather options and call `app`; torch is
+loaded with it, and not before. No argparse: `key=value`, flags without values and a "did you mean" are a page of code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from simplewan import __version__
+from simplewan.errors import EXIT_DONE, EXIT_SIGINT, EXIT_USER_ERROR, UserError
+
+USAGE = """usage: simpletuner COMMAND [ARGUMENT ...]
+
+Trains the Wan 2.1 and 2.2 video models from JSON files.
+
+commands:
+  train       train a LoRA or the whole model: train [env=NAME | example=NAME | --config FILE] [key=value ...]
+  options     search the list of options: options [WORD ...] [--json]
+  examples    bundled examples: examples list | examples copy NAME
+  configure   write a configuration by answering questions (to come)
+
+  --help      this page; `simpletuner COMMAND --help` tells more
+  --version   the version
+
+Start with: simpletuner train example=mini"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 2 a user's mistake, 130 and 143 interrupted, 1 anything else)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(USAGE)
+        return EXIT_DONE
+    if arguments[0] == "--version":
+        print(f"simplewan {__version__}")
+        return EXIT_DONE
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(COMMANDS)}"
+        print(f'simpletuner: there is no command "{arguments[0]}"; {hint}', file=sys.stderr)
+        return EXIT_USER_ERROR
+    try:
+        return command(arguments[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_SIGINT
+    except BrokenPipeError:
+        # The reader (head, less) went away: nothing is wrong. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from simplewan.cli.train import run
+
+    return run(arguments, environ=os.environ)
+
+
+def _options(arguments: Sequence[str]) -> int:
+    from simplewan.cli.options import run
+
+    return run(arguments)
+
+
+def _examples(arguments: Sequence[str]) -> int:
+    from simplewan.cli.examples import run
+
+    return run(arguments)
+
+
+def _configure(_arguments: Sequence[str]) -> int:
+    print(
+        "simpletuner configure is still to come. Until then, start from config/config.json.example and "
+        "config/multidatabackend.json.example; `simpletuner options WORD` explains the keys.",
+        file=sys.stderr,
+    )
+    return EXIT_USER_ERROR
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "options": _options,
+    "examples": _examples,
+    "configure": _configure,
+}

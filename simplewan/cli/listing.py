@@ -1,0 +1,67 @@
+"""Options as text for a terminal: the long form of `options`, the short one of `train --help`. Imports options."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from simplewan.errors import shorten
+from simplewan.options.describe import DATASETS, group_titles, limits_text, option_records, value_text
+
+TRAIN_USAGE = """usage: simpletuner train [env=NAME | example=NAME | --config FILE] [key=value | --key value ...]
+
+Without env, example or --config, config/config.json is read; env=NAME reads config/NAME/config.json.
+Every option below is a key of that file and an argument: learning_rate=1e-5, --learning_rate 1e-5, --use_ema.
+`simpletuner options WORD` tells more about each; docs/OPTIONS.md has them all. * marks what is still to come."""
+NAME_WIDTH = 46
+
+
+def option_text(record: Mapping[str, Any]) -> str:
+    """Everything about one option, over several lines."""
+    mark = f"  [to come: {record['to_come']}]" if record["to_come"] else ""
+    place = "dataset key" if record["group"] == DATASETS else record["group"]
+    facts = [f"{place}, {record['type']}", limits_text(record), f"default {value_text(record['default'])}"]
+    lines = [f"{record['key']}{mark}", f"({', '.join(fact for fact in facts if fact)})", record["help"]]
+    if record["choices"]:
+        lines.append(f"choices: {', '.join(record['choices'])}")
+    if record["later_choices"]:
+        lines.append(f"to come: {', '.join(record['later_choices'])}")
+    if record["needs"]:
+        lines.append(f"needs {record['needs']}")
+    return "\n".join([lines[0], *(_indented(line) for line in lines[1:])])
+
+
+def train_help() -> str:
+    """The usage of `train`, then one line an option, by group."""
+    width = _width()
+    lines = [TRAIN_USAGE]
+    records = option_records()
+    for name, title in group_titles().items():
+        lines.append(f"\n{title}")
+        lines += [_short(record, width) for record in records if record["group"] == name]
+    return "\n".join(lines)
+
+
+def _short(record: Mapping[str, Any], width: int) -> str:
+    mark = "*" if record["to_come"] else " "
+    default = value_text(record["default"])
+    name = f" {mark}--{record['key']}"
+    first = record["help"].split(". ")[0].rstrip(".")
+    room = max(20, width - max(NAME_WIDTH, len(name) + 1))
+    text = f"{first} ({shorten(default, 24)})"
+    if len(text) > room:
+        text = (
+            textwrap.shorten(first, room - len(shorten(default, 24)) - 3, placeholder="...")
+            + f" ({shorten(default, 24)})"
+        )
+    return f"{name:<{NAME_WIDTH - 1}} {text}"
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, _width(), initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _width() -> int:
+    return max(60, min(140, shutil.get_terminal_size((120, 24)).columns))

@@ -1,0 +1,110 @@
+"""`simpletuner train`: find the configuration, load it, refuse what is wrong or still to come, then train.
+
+Imports options; `app`, and torch with it, only when there is something to train.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.examples import example_folder, example_names, generated_folder
+from simplewan.cli.listing import train_help
+from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem, UserError
+from simplewan.options import Loaded, load
+from simplewan.options.sources import did_you_mean
+
+DEFAULT_CONFIG = Path("config/config.json")
+PLACEHOLDER = "example"
+
+
+def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
+    """Train; returns the exit code. Raises UserError with every mistake of arguments and files."""
+    arguments = parse(argv, environ=environ)
+    if arguments.help:
+        print(train_help())
+        return EXIT_DONE
+    config, placeholders = _configuration(arguments, environ)
+    loaded = _load(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
+    for notice in loaded.notices:
+        print(f"{notice.severity}: {notice.message}", file=sys.stderr)
+    if loaded.later:
+        print("this configuration asks for what is still to come:", file=sys.stderr)
+        for problem in loaded.later:
+            print(f"  {problem}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if arguments.example is not None:
+        from simplewan.app.examples import prepare
+
+        prepare(arguments.example, Path(placeholders[PLACEHOLDER]))
+        loaded = _load(arguments, config, environ, placeholders)
+    from simplewan.app import train
+
+    return train(loaded)
+
+
+def _load(
+    arguments: Arguments,
+    config: Path | None,
+    environ: Mapping[str, str],
+    placeholders: Mapping[str, str],
+    *,
+    unprepared: Sequence[str] = (),
+) -> Loaded:
+    """What `load` gives; its problems and those of the arguments together."""
+    try:
+        loaded = load(config, arguments.overrides, environ=environ, placeholders=placeholders, unprepared=unprepared)
+    except UserError as error:
+        raise UserError(*arguments.problems, *error.problems) from None
+    if arguments.problems:
+        raise UserError(*arguments.problems)
+    return loaded
+
+
+def _configuration(arguments: Arguments, environ: Mapping[str, str]) -> tuple[Path | None, dict[str, str]]:
+    """The configuration file, and what placeholders in it stand for."""
+    if arguments.example is not None:
+        folder = _existing_example(arguments.example)
+        return folder / "config.json", {PLACEHOLDER: str(generated_folder(arguments.example, environ=environ))}
+    if arguments.config is not None:
+        return arguments.config, {}
+    try:
+        if arguments.env is not None:
+            return _of_environment(arguments.env), {}
+        if not DEFAULT_CONFIG.exists() and any(item.key == "data_backend_config" for item in arguments.overrides):
+            return None, {}
+        return _default_config(), {}
+    except UserError as error:
+        raise UserError(*arguments.problems, *error.problems) from None
+
+
+def _of_environment(name: str) -> Path:
+    """config/NAME/config.json; "default" is config/config.json unless there is a folder of that name."""
+    path = DEFAULT_CONFIG.parent / name / DEFAULT_CONFIG.name
+    if path.exists():
+        return path
+    if name == "default":
+        return _default_config()
+    names = sorted(found.parent.name for found in DEFAULT_CONFIG.parent.glob(f"*/{DEFAULT_CONFIG.name}"))
+    meant = did_you_mean(name, names)
+    known = f"there are {', '.join(names)}" if names else "config/ holds no folder with a config.json"
+    raise UserError(Problem(str(path), "there is no such file", fix=f'did you mean env="{meant}"?' if meant else known))
+
+
+def _default_config() -> Path:
+    if not DEFAULT_CONFIG.exists():
+        fix = "copy config/config.json.example, name another with --config FILE, or try `train example=mini`"
+        raise UserError(Problem(str(DEFAULT_CONFIG), "there is no such file", fix=fix))
+    return DEFAULT_CONFIG
+
+
+def _existing_example(name: str) -> Path:
+    folder = example_folder(name)
+    if folder is None:
+        names = example_names()
+        meant = did_you_mean(name, names)
+        hint = f'did you mean "{meant}"?' if meant else f"there are {', '.join(names) or 'none'}"
+        raise UserError(Problem("command line", "is not an example", key="example", value=name, fix=hint))
+    return folder

@@ -1,0 +1,57 @@
+"""Pictures with PIL: size, orientation and RGB pixels.
+
+Imports `media` for its records. The orientation in EXIF is applied; transparent pixels are flattened on white; 16-bit
+greys keep their upper 8 bits; colour profiles are not applied. The whole picture is decoded when it is probed, so
+that a damaged file is found before training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simplewan.data.media import MediaError, MediaInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def probe_image(path: Path) -> MediaInfo:
+    """Size as shown. Raises MediaError for files that do not decode and for animations."""
+    pixels = read_image(path)
+    return MediaInfo(pixels.shape[1], pixels.shape[0], 1, fps=0.0, seconds=0.0, is_image=True)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises MediaError."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format in ("WEBP", "PNG"):
+                raise MediaError(f"is an animation of {image.n_frames} frames; convert it to mp4")
+            return np.array(_flatten(ImageOps.exif_transpose(image)))
+    except MediaError:
+        raise
+    except UnidentifiedImageError:
+        raise MediaError("is not a picture that can be read") from None
+    except PermissionError as error:
+        raise MediaError(f"cannot be read: {error.strerror}", lasting=False) from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise MediaError(f"does not decode: {error}") from None
+
+
+def _flatten(image: Any) -> Any:
+    """RGB, on white where it is transparent."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,191 @@
+"""Reading and writing clips and pictures: what is in a file, its frames as RGB, and mp4 files.
+
+Imports nothing of this project but this room; PyAV and PIL are imported when a file is opened. Nothing here is
+guessed from headers alone: `probe` decodes the first frame, so that size and orientation are those of the picture.
+Legend: F frames, H height, W width; frames are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simplewan.data.atomic import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+HD_LINES = 720
+# swscale's flags for colour conversion: BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND, BITEXACT. Full chroma,
+# and the same bits on every processor.
+EXACT_CONVERSION = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+
+
+class MediaError(ValueError):
+    """A file that cannot be used; `reason` says why, without the file's name.
+
+    `lasting` is false where the file itself may be sound (no permission, a disk that fails): worth another try.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = True) -> None:
+        self.reason, self.lasting = reason, lasting
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds. Width and height are those of the picture as shown: rotated, with square pixels.
+
+    `times` are the frames' seconds from the first one, in order; `fps` the rate while it runs evenly (0 for a picture).
+    `rotation` is in degrees counter-clockwise. `remarks` are oddities worth telling.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    seconds: float
+    is_image: bool
+    rotation: int = 0
+    times: tuple[float, ...] = (0.0,)
+    remarks: tuple[str, ...] = ()
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of a picture."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_media_name(name: str) -> bool:
+    """Whether a file's name is that of a clip or a picture that can be read."""
+    return name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+
+
+def probe(path: Path | str) -> MediaInfo:
+    """What the file holds; frames are counted by reading packets, one frame is decoded. Raises MediaError."""
+    path = _readable(path)
+    if is_image_name(path.name):
+        from simplewan.data.images import probe_image
+
+        return probe_image(path)
+    from simplewan.data.videos import probe_video
+
+    return probe_video(path)
+
+
+def iter_frames(
+    path: Path | str,
+    *,
+    num_frames: int | None = None,
+    fps: float = 0.0,
+    start_seconds: float = 0.0,
+    source_fps: float = 0.0,
+) -> Iterator[np.ndarray]:
+    """The frames nearest to start + k / fps (fps 0: all), each (H, W, 3) uint8, oriented as shown.
+
+    Pixels may be oblong (anamorphic sources); `probe` tells the shape of the picture. `source_fps` overrules the times
+    in the file. Nothing is decoded past the last frame that is asked for, but for the one after it, which decides
+    which is nearer. Raises MediaError.
+    """
+    path = _readable(path)
+    if is_image_name(path.name):
+        from simplewan.data.images import read_image
+
+        yield read_image(path)
+        return
+    from simplewan.data.videos import read_video
+
+    yield from read_video(path, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps)
+
+
+def decode_frames(
+    path: Path | str,
+    *,
+    num_frames: int | None = None,
+    fps: float = 0.0,
+    start_seconds: float = 0.0,
+    source_fps: float = 0.0,
+) -> np.ndarray:
+    """`iter_frames` as one array (F, H, W, 3) uint8. Raises MediaError when there are fewer than `num_frames`."""
+    import numpy as np
+
+    frames = list(iter_frames(path, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps))
+    if not frames or (num_frames is not None and len(frames) < num_frames):
+        raise MediaError(f"has {len(frames)} frames that decode, {num_frames or 1} are needed")
+    return np.stack(frames)
+
+
+def write_mp4(path: Path | str, frames_FHWC: Any, fps: float, *, crf: int = 14) -> None:
+    """Write frames (F, H, W, 3) uint8 (an array or a CPU tensor, or an iterable of single frames) as an H.264 mp4.
+
+    libx264, yuv420p, atomically. An odd last column or row is left out, since yuv420p has none. Colours are tagged:
+    BT.709 from 720 lines on, BT.601 below, as players assume.
+    """
+    import av
+    import numpy as np
+
+    rate = Fraction(fps).limit_denominator(1001)
+    frames: Iterable[Any] = iter(frames_FHWC)
+    with atomic_path(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream: Any = None
+        for index, frame in enumerate(frames):
+            pixels = np.ascontiguousarray(np.asarray(frame, dtype=np.uint8))
+            pixels = np.ascontiguousarray(pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2])
+            if stream is None:
+                stream = _h264_stream(container, rate, pixels.shape, crf)
+            for packet in stream.encode(_yuv_frame(pixels, index, rate)):
+                container.mux(packet)
+        if stream is None:
+            raise ValueError(f"{path}: a clip needs at least one frame")
+        for packet in stream.encode(None):
+            container.mux(packet)
+
+
+def _h264_stream(container: Any, rate: Fraction, shape: tuple[int, ...], crf: int) -> Any:
+    from av.video.reformatter import ColorRange
+
+    stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+    stream.height, stream.width = shape[0], shape[1]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.color_range = int(ColorRange.MPEG)
+    context.colorspace = context.color_primaries = context.color_trc = _matrix_tag(shape[0])
+    return stream
+
+
+def _matrix_tag(height: int) -> int:
+    """The matrix coefficients of ITU-T H.273: 1 is BT.709, 6 is BT.601 (525 lines)."""
+    return 1 if height >= HD_LINES else 6
+
+
+def _yuv_frame(pixels: np.ndarray, index: int, rate: Fraction) -> Any:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    matrix = Colorspace.ITU709 if pixels.shape[0] >= HD_LINES else Colorspace.ITU601
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        format="yuv420p",
+        dst_colorspace=matrix,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=EXACT_CONVERSION,
+    )
+    frame.pts, frame.time_base = index, 1 / rate
+    return frame
+
+
+def _readable(path: Path | str) -> Path:
+    """The path of a file that is there and has bytes. Raises MediaError."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise MediaError(f"cannot be read: {error.strerror}", lasting=False) from None
+    if size == 0:
+        raise MediaError("the file is empty (0 bytes)")
+    return path

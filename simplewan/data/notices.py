@@ -1,0 +1,196 @@
+"""What a scan tells people: announcements, what was left out and why, and the error when nothing is left.
+
+Imports errors, options for their types alone, and this room's records. Names are listed up to a few; all of them are
+in `Scan.dropped`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from simplewan.data.buckets import Size, enlargement, floor_frames
+from simplewan.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from simplewan.data.rules import Fitted, Rules
+from simplewan.data.samples import Dropped, Scan
+from simplewan.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simplewan.options.datasets import DatasetOptions
+
+LISTED = 5
+# The sizes Wan was trained at, by the multiple that its VAE and patch ask for.
+TRAINED_SIZES: dict[int, tuple[Size, ...]] = {
+    16: ((832, 480), (480, 832), (624, 624), (1280, 720), (720, 1280), (960, 960)),
+    32: ((1280, 704), (704, 1280)),
+}
+# Kinds of file that people might expect to be read.
+OTHER_MEDIA = (
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".3gp",
+    ".ogv",
+    ".vob",
+    ".heic",
+    ".avif",
+)
+
+
+def make_notices(
+    dataset: DatasetOptions, rules: Rules, kept: Mapping[str, Fitted], paths: Sequence[str]
+) -> tuple[str, ...]:
+    """Announcements about the clips that are kept (by name) and the files of the folder."""
+    notices = [*_changed_options(dataset, rules), *_landing(dataset, rules, kept)]
+    slower = [f"{name} ({found.clip.fps:g} fps)" for name, found in kept.items() if found.slower]
+    if slower:
+        verb = ("is", "keeps its") if len(slower) == 1 else ("are", "keep their")
+        notices.append(
+            f"{_clips(len(slower))} {verb[0]} slower than {rules.sample_fps:g} fps and {verb[1]} rate: {some(slower)}"
+        )
+    gaps = [f"{name} ({found.gaps})" for name, found in kept.items() if found.gaps]
+    if gaps:
+        notices.append(
+            f"{_clips(len(gaps), 'has', 'have')} gaps in their frame times, where the motion jumps: {some(gaps)}"
+        )
+    larger = {name: enlargement(found.info.width, found.info.height, found.clip) for name, found in kept.items()}
+    magnified = [
+        f"{name} ({kept[name].info.width}x{kept[name].info.height} to {kept[name].clip.width}x"
+        f"{kept[name].clip.height}, {factor:.2f} times)"
+        for name, factor in larger.items()
+        if factor > 1
+    ]
+    if magnified:
+        notices.append(
+            f"{_clips(len(magnified), 'is', 'are')} smaller than the size to train at and enlarged "
+            f"(minimum_image_size leaves such sources out): {some(magnified)}"
+        )
+    pictures = [name for name, found in kept.items() if found.info.is_image]
+    if pictures and dataset.dataset_type == "video":
+        count = "1 picture is" if len(pictures) == 1 else f"{len(pictures)} pictures are"
+        notices.append(f"{count} trained on as clips of one frame: {some(pictures)}")
+    remarks = [f"{name} {remark}" for name, found in kept.items() for remark in found.info.remarks]
+    notices += [f"odd files: {some(remarks)}"] if remarks else []
+    unread = Counter(PurePosixPath(path).suffix.lower() for path in paths)
+    others = [f"{suffix} ({unread[suffix]})" for suffix in OTHER_MEDIA if unread[suffix]]
+    if others:
+        known = " ".join(suffix[1:] for suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+        notices.append(f"files of kinds that are not read: {', '.join(others)}; read are {known}")
+    return tuple(notices)
+
+
+def _changed_options(dataset: DatasetOptions, rules: Rules) -> list[str]:
+    """What was made of options that Wan cannot take as they are written."""
+    notices = []
+    asked, taken = dataset.video.num_frames, floor_frames(dataset.video.num_frames)
+    if dataset.dataset_type == "video" and rules.frames.num_frames is not None and taken != asked:
+        notices.append(f"num_frames {asked} -> {taken}: Wan's VAE takes 4n+1 frames")
+    for asked_size, size in zip(rules.asked_sizes, rules.size.exact, strict=True):
+        if asked_size != size:
+            notices.append(
+                f"resolution {asked_size[0]}x{asked_size[1]} -> {size[0]}x{size[1]}: "
+                f"this model takes sizes that divide by {rules.size.multiple}"
+            )
+    return notices
+
+
+def _landing(dataset: DatasetOptions, rules: Rules, kept: Mapping[str, Fitted]) -> list[str]:
+    """Which sizes a `resolution` that is one number leads to."""
+    if rules.size.exact or not kept:
+        return []
+    sizes = Counter((found.clip.width, found.clip.height) for found in kept.values())
+    landings = []
+    for size, count in sizes.most_common():
+        sources = Counter(
+            f"{found.info.width}x{found.info.height}"
+            for found in kept.values()
+            if (found.clip.width, found.clip.height) == size
+        )
+        landings.append(f"{size[0]}x{size[1]} ({_clips(count)}; sources of {some(list(sources), 3)})")
+    fullest = sizes.most_common(1)[0][0]
+    trained = _trained_size_near(fullest, rules.size.multiple)
+    advice = f'; exact sizes: resolution = "{trained[0]}x{trained[1]}"' if trained and trained not in sizes else ""
+    return [f"resolution {dataset.resolution:g} {dataset.resolution_type} lands on {some(landings)}{advice}"]
+
+
+def _trained_size_near(size: Size, multiple: int) -> Size | None:
+    """The size Wan was trained at that is nearest in shape, then in area; None when all are far off."""
+    area = size[0] * size[1]
+    near = [trial for trial in TRAINED_SIZES.get(multiple, ()) if 0.4 < area / (trial[0] * trial[1]) < 2.5]
+    if not near:
+        return None
+
+    def distance(trial: Size) -> tuple[float, float]:
+        shape = abs(math.log(trial[0] / trial[1] * size[1] / size[0]))
+        return round(shape, 1), abs(math.log(trial[0] * trial[1] / area))
+
+    return min(near, key=distance)
+
+
+def some(names: Sequence[str], limit: int = LISTED) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _clips(count: int, one: str = "", many: str = "") -> str:
+    return (f"{count} clip {one}" if count == 1 else f"{count} clips {many}").rstrip()
+
+
+def count_reasons(dropped: Iterable[Dropped]) -> str:
+    """ "3 too short, 1 broken file"."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(item.kind for item in dropped).most_common())
+
+
+def dropped_notice(scan: Scan) -> str | None:
+    """One line about what a scan left out; None when nothing was."""
+    if not scan.dropped:
+        return None
+    total = len(scan.samples) + len(scan.dropped)
+    names = some([str(item) for item in scan.dropped])
+    return f"{scan.dataset}: {len(scan.dropped)} of {total} files are left out: {count_reasons(scan.dropped)}: {names}"
+
+
+def datasets_problem(scans: Iterable[Scan]) -> UserError | None:
+    """The error that names each dataset of which nothing is left, and why; None when all have samples."""
+    problems = [_empty(scan) for scan in scans if not scan.samples]
+    return UserError(*problems) if problems else None
+
+
+def _empty(scan: Scan) -> Problem:
+    where = f'dataset "{scan.dataset}"'
+    if not scan.dropped:
+        kinds = " ".join(suffix[1:] for suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+        others = "".join(f" ({notice})" for notice in scan.notices if notice.startswith("files of kinds"))
+        message = f"holds no file that can be read{others}"
+        return Problem(where, message, "instance_data_dir", scan.folder, fix=f"kinds that are read: {kinds}")
+    message = (
+        f"nothing is left of {len(scan.dropped)} files in {scan.folder}: {count_reasons(scan.dropped)}: "
+        f"{some([str(item) for item in scan.dropped])}"
+    )
+    return Problem(where, message, fix=_remedy(scan.dropped))
+
+
+def _remedy(dropped: Sequence[Dropped]) -> str | None:
+    """What would bring back most of the files."""
+    kind = Counter(item.kind for item in dropped).most_common(1)[0][0]
+    if kind == "too short":
+        longest = max(item.frames or 1 for item in dropped)
+        return (
+            f"the longest has {longest} frames at the model's rate: video.num_frames = {floor_frames(longest)} takes it"
+        )
+    return {
+        "no caption": "put a text file of the same name beside each clip (a.txt for a.mp4), one caption a line",
+        "too small": "lower minimum_image_size, or set it to 0",
+        "too large": "raise maximum_image_size, or set target_downsample_size",
+        "too long": "raise video.max_frames, or leave it out",
+        "aspect ratio": "widen minimum_aspect_ratio and maximum_aspect_ratio",
+    }.get(kind)

@@ -1,0 +1,62 @@
+"""The records that scanning makes: samples, what was dropped and why, and what there is to say.
+
+Imports `buckets` only. A Sample holds everything that decides its pixels, so that caches can name what they hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from simplewan.data.buckets import Clip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip of a dataset. `content` is the SHA-256 of the file's bytes; there is at least one caption."""
+
+    id: str
+    dataset: str
+    path: str
+    content: str
+    captions: tuple[str, ...]
+    clip: Clip
+
+    @property
+    def name(self) -> str:
+        """The path inside the dataset."""
+        return self.id.removeprefix(f"{self.dataset}/")
+
+    @property
+    def bucket(self) -> str:
+        """Samples of one bucket have the same shape: "832x480@73"."""
+        return self.clip.bucket
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A file that is not trained on. `kind` groups reasons; `frames` is what a clip that is too short has."""
+
+    name: str
+    reason: str
+    kind: str = "not usable"
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a dataset holds: samples sorted by id, dropped files sorted by name, announcements."""
+
+    samples: tuple[Sample, ...]
+    dropped: tuple[Dropped, ...]
+    notices: tuple[str, ...]
+    dataset: str = ""
+    folder: str = ""
+
+    @property
+    def buckets(self) -> dict[str, int]:
+        """How many samples each bucket holds, the fullest first."""
+        return dict(Counter(sample.bucket for sample in self.samples).most_common())

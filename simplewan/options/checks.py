@@ -1,0 +1,166 @@
+"""Checks of options against each other, and the choice of the flavour.
+
+Imports flavours and the catalogue. A check reads the values of all groups and adds problems, announcements or requests
+for what is to come; none of them changes a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from simplewan.errors import Problem
+from simplewan.flavours import ALIASES, DEFAULT_FLAVOUR, FLAVOURS, Flavour, find_flavour
+from simplewan.options.catalogue import Options
+from simplewan.options.paths import Paths
+from simplewan.options.sources import Findings, Given, did_you_mean
+
+_TASKS = {"i2v": "image-to-video training", "ti2v": "training of the TI2V 5B model"}
+
+
+def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str, findings: Findings) -> Flavour | None:
+    """The flavour by name, else by the base model's repository, else the default one."""
+    name, base = options.model.model_flavour, options.model.pretrained_model_name_or_path
+    where = found["model_flavour"].where if "model_flavour" in found else config
+    by_base = [row for row in FLAVOURS.values() if row.repository and row.repository == base]
+    if name is None or name.lower() == "none":
+        if len(by_base) > 1:
+            choices = " or ".join(row.name for row in by_base)
+            findings.problem(
+                config, "is needed: the base model has two experts", key="model_flavour", fix=f"choose {choices}"
+            )
+            return None
+        flavour = by_base[0] if by_base else FLAVOURS[DEFAULT_FLAVOUR]
+    else:
+        try:
+            flavour = find_flavour(name)
+        except KeyError:
+            meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
+            fix = f'did you mean "{meant}"?' if meant else f"known: {', '.join(FLAVOURS)}"
+            findings.problem(where, "is not a flavour of Wan", key="model_flavour", value=name, fix=fix)
+            return None
+        if by_base and flavour not in by_base:
+            findings.problem(
+                found["pretrained_model_name_or_path"].where,
+                f"is another model than model_flavour {flavour.name}",
+                key="pretrained_model_name_or_path",
+                value=base,
+                fix="leave it out (the flavour's repository is taken), or change model_flavour",
+            )
+    if not flavour.available:
+        working = ", ".join(row.name for row in FLAVOURS.values() if row.available)
+        findings.later.append(
+            Problem(
+                where=where,
+                key="model_flavour",
+                value=name or flavour.name,
+                message=f"is still to come: {_TASKS.get(flavour.task, 'this flavour')}",
+                fix=f"what works now: {working}",
+            )
+        )
+    return flavour
+
+
+def check_options(
+    options: Options,
+    found: Mapping[str, Given],
+    *,
+    flavour: Flavour | None,
+    config: str,
+    paths: Paths,
+    findings: Findings,
+) -> None:
+    """Every check that needs more than one key or the disk."""
+    where = {key: given.where for key, given in found.items()}
+    _check_length(options, where, config, findings)
+    _check_timesteps(options, where, config, flavour, findings)
+    _check_memory(options, where, config, findings)
+    _check_files(options, found, paths, findings)
+    if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
+        findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
+
+
+def _check_length(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:
+    run, optimizer = options.run, options.optimizer
+    if {"max_train_steps", "num_train_epochs"} & {problem.key for problem in findings.problems}:
+        return
+    if not run.max_train_steps and not run.num_train_epochs:
+        place = where.get("max_train_steps", where.get("num_train_epochs", config))
+        findings.problem(
+            place, "and num_train_epochs are both 0, which is off", key="max_train_steps", fix="set one of them"
+        )
+    elif run.ignore_final_epochs and not run.max_train_steps:
+        findings.problem(
+            where["ignore_final_epochs"],
+            "leaves the end to max_train_steps, which is 0",
+            key="ignore_final_epochs",
+            value=True,
+            fix="set max_train_steps",
+        )
+    if 0 < run.max_train_steps <= optimizer.lr_warmup_steps:
+        findings.warn(
+            f"{where.get('lr_warmup_steps', config)}: lr_warmup_steps {optimizer.lr_warmup_steps} is the whole run of "
+            f"{run.max_train_steps} steps: the learning rate only reaches {optimizer.learning_rate:g} at its end"
+        )
+
+
+def _check_timesteps(
+    options: Options, where: Mapping[str, str], config: str, flavour: Flavour | None, findings: Findings
+) -> None:
+    flow = options.flow
+    if flow.min_timestep >= flow.max_timestep:
+        findings.problem(
+            where.get("min_timestep", where.get("max_timestep", config)),
+            f"is not below max_timestep {flow.max_timestep:g} (values up to 1 are fractions of 1000)",
+            key="min_timestep",
+            value=flow.min_timestep,
+        )
+    elif flavour is not None and flavour.stage is not None and flavour.boundary is not None:
+        boundary = flavour.boundary * 1000 if flow.timestep_boundary is None else flow.timestep_boundary
+        high = flavour.stage == "high"
+        if (flow.max_timestep <= boundary) if high else (flow.min_timestep >= boundary):
+            key = "max_timestep" if high else "min_timestep"
+            side = "at or above" if high else "below"
+            findings.problem(
+                where.get(key, config),
+                f"leaves nothing to train: {flavour.name} is trained {side} the boundary {boundary:g}",
+                key=key,
+                value=getattr(flow, key),
+            )
+
+
+def _check_memory(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:
+    memory = options.memory
+    if memory.enable_group_offload and memory.enable_model_cpu_offload:
+        findings.problem(
+            where.get("enable_model_cpu_offload", config),
+            "and enable_group_offload exclude each other",
+            key="enable_model_cpu_offload",
+            fix="keep one of them",
+        )
+    if "offload_during_startup" in where:
+        findings.inform(
+            f"{where['offload_during_startup']}: offload_during_startup has no effect: text encoder and VAE are on the "
+            "device only while they encode, always"
+        )
+
+
+def _check_files(options: Options, found: Mapping[str, Given], paths: Paths, findings: Findings) -> None:
+    adapter = options.adapter
+    needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
+    if options.model.model_type == "lora":
+        needed["init_lora"] = adapter.init_lora
+        needed["lycoris_config"] = adapter.lycoris_config if adapter.lora_type == "lycoris" else None
+    if options.reporting.webhook_config is not None and isinstance(options.reporting.webhook_config, Path):
+        needed["webhook_config"] = options.reporting.webhook_config
+    for key, path in needed.items():
+        if path is not None:
+            paths.require_file(path, found[key].value, where=found[key].where, key=key, findings=findings)
+    for key, value in options.model.__dict__.items():
+        if key.endswith("_name_or_path") and isinstance(value, str) and _is_local(value):
+            paths.require_file(Path(value), found[key].value, where=found[key].where, key=key, findings=findings)
+
+
+def _is_local(name: str) -> bool:
+    """Whether the name of a model can only be a local path."""
+    return name.startswith(("/", "./", "../", "~")) or name.endswith((".safetensors", ".pth", ".pt", ".bin"))

@@ -1,0 +1,201 @@
+"""The dataset file: reading its entries, giving them their defaults, and checking them against each other.
+
+Imports the declarations and the sources of values. Every entry is validated, disabled ones too; what an entry leaves
+open (caches, the link to a text cache) is filled in here, so that no other room has a rule about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from simplewan.errors import Problem
+from simplewan.options.catalogue import Options, dataset_catalogue
+from simplewan.options.datasets import INHERITED, DatasetOptions, VideoOptions
+from simplewan.options.declare import Declared, declarations
+from simplewan.options.foreign import FOREIGN_DATASET
+from simplewan.options.later import find_later
+from simplewan.options.paths import Paths
+from simplewan.options.problems import read_values, redact, translate
+from simplewan.options.sources import Expander, Findings, Given, did_you_mean, plain_key, read_json
+from simplewan.options.written import as_saved
+
+TEXT_ENTRY = "text-embeds"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its options, where it stands, and what is saved of it."""
+
+    options: DatasetOptions
+    where: str
+    given: Mapping[str, Given]
+    saved: Mapping[str, Any]
+
+
+def read_entries(path: Path, *, defaults: Mapping[str, Any], expand: Expander, findings: Findings) -> list[Entry]:
+    """The valid entries of the dataset file; problems go to `findings`. `defaults` are config.json's."""
+    shown = str(path)
+    content = read_json(path, findings)
+    if content is None:
+        return []
+    if isinstance(content, dict):
+        findings.problem(shown, "holds one object instead of a list of datasets", fix="put it in [ ]")
+        return []
+    if not isinstance(content, list) or not content:
+        findings.problem(shown, "is not a list of datasets")
+        return []
+    entries: list[Entry] = []
+    for number, raw in enumerate(content, 1):
+        if not isinstance(raw, dict):
+            findings.problem(f"{shown}, entry {number}", "is not an object")
+            continue
+        name = next((str(raw[key]) for key in raw if plain_key(key) == "id" and raw[key]), "")
+        where = f'{shown}, dataset "{name}"' if name else f"{shown}, entry {number}"
+        if not name:
+            findings.problem(where, "has no id", key="id", fix="give every dataset a name of its own")
+        entries.append(_read_entry(raw, where=where, name=name, defaults=defaults, expand=expand, findings=findings))
+    return entries
+
+
+def _read_entry(
+    raw: Mapping[str, Any],
+    *,
+    where: str,
+    name: str,
+    defaults: Mapping[str, Any],
+    expand: Expander,
+    findings: Findings,
+) -> Entry:
+    among = dataset_catalogue()
+    found = _known_keys(
+        raw, where=where, among=declarations(DatasetOptions), foreign=FOREIGN_DATASET, findings=findings
+    )
+    video = found.get("video")
+    if video is not None and isinstance(video.value, Mapping):
+        nested = _known_keys(
+            video.value, where=where, among=declarations(VideoOptions), prefix="video.", findings=findings
+        )
+        found["video"] = Given("video", {key: item.value for key, item in nested.items()}, where)
+    expanded = {key: expand(item.value, where=where, key=key, id=name) for key, item in found.items()}
+    values = read_values(found, expanded, among, findings)
+    if isinstance(values.get("video"), dict):
+        values["video"] = {key: value for key, value in values["video"].items() if value is not None}
+    values.setdefault("dataset_type", "video" if "video" in found else "image")
+    for key in INHERITED:
+        if key not in values and key in defaults:
+            values[key] = defaults[key]
+    try:
+        options = DatasetOptions.model_validate(values)
+    except ValidationError as error:
+        findings.problems.extend(translate(error, found=found, among=among, where=where))
+        # What is right is checked further, so that a person sees every mistake at once.
+        wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        found = {key: item for key, item in found.items() if key not in wrong}
+        options = DatasetOptions.model_validate({key: value for key, value in values.items() if key not in wrong})
+    return Entry(options, where, found, as_saved(found, options, among))
+
+
+def _known_keys(
+    raw: Mapping[str, Any],
+    *,
+    where: str,
+    among: Mapping[str, Declared],
+    foreign: Mapping[str, str] = FOREIGN_DATASET,
+    prefix: str = "",
+    findings: Findings,
+) -> dict[str, Given]:
+    found: dict[str, Given] = {}
+    for written, value in raw.items():
+        key = plain_key(str(written))
+        if key in among:
+            found[key] = Given(key, value, where)
+        elif key in foreign:
+            findings.warn(f"{where}: {prefix}{key} is not used: {foreign[key]}")
+        else:
+            findings.problems.append(_unknown(where, prefix, key, redact(key, value)))
+    return found
+
+
+def _unknown(where: str, prefix: str, key: str, value: Any) -> Problem:
+    known = dataset_catalogue()
+    own = [
+        name.removeprefix(prefix) for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)
+    ]
+    if not prefix and f"video.{key}" in known:
+        fix = 'it belongs in the "video" object of this entry'
+    elif prefix and key in known:
+        fix = 'it belongs in the entry itself, outside "video"'
+    elif meant := did_you_mean(key, own):
+        fix = f"did you mean {meant}?"
+    else:
+        fix = "docs/OPTIONS.md lists the keys of a dataset"
+    return Problem(where=where, key=f"{prefix}{key}", message="is not a key of a dataset", fix=fix)
+
+
+def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, findings: Findings) -> None:
+    """The checks of enabled entries against each other and the disk; collects what is to come."""
+    ids: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.options.id and entry.options.id in ids:
+            findings.problem(entry.where, "is there twice", key="id", fix="give every dataset a name of its own")
+        ids[entry.options.id] = entry
+    enabled = [entry for entry in entries if not entry.options.disabled]
+    if entries and not any(entry.options.is_training for entry in enabled) and not findings.problems:
+        findings.problem(shown, "has no enabled dataset to train on", fix='add one of dataset_type "video" or "image"')
+    text = [entry for entry in enabled if entry.options.dataset_type == "text_embeds"]
+    if len([entry for entry in text if entry.options.default]) > 1:
+        findings.problem(shown, "has several text_embeds entries with default true", key="default", fix="keep one")
+    for entry in enabled:
+        find_later(entry.options, entry.given, dataset_catalogue(), where=entry.where, findings=findings)
+        _check_entry(entry, text=[item.options.id for item in text], paths=paths, findings=findings)
+
+
+def _check_entry(entry: Entry, *, text: Sequence[str], paths: Paths, findings: Findings) -> None:
+    options = entry.options
+    if options.text_embeds is not None and options.text_embeds not in text:
+        meant = did_you_mean(options.text_embeds, text)
+        findings.problem(
+            entry.where,
+            "names no enabled text_embeds entry",
+            key="text_embeds",
+            value=options.text_embeds,
+            fix=f'did you mean "{meant}"?' if meant else "",
+        )
+    low, high = options.minimum_aspect_ratio, options.maximum_aspect_ratio
+    if low and high and low > high:
+        findings.problem(entry.where, f"is above maximum_aspect_ratio {high:g}", key="minimum_aspect_ratio", value=low)
+    if options.crop and options.crop_aspect == "closest" and not options.crop_aspect_buckets:
+        findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value="closest")
+    if not options.is_training or options.type != "local":
+        return
+    if options.instance_data_dir is None:
+        findings.problem(entry.where, "is missing", key="instance_data_dir", fix="name the folder of the files")
+        return
+    raw = entry.given["instance_data_dir"].value
+    paths.require_folder(options.instance_data_dir, raw, where=entry.where, key="instance_data_dir", findings=findings)
+
+
+def complete(entries: Sequence[Entry], options: Options, *, paths: Paths) -> tuple[DatasetOptions, ...]:
+    """The enabled entries with everything filled in: cache folders, the text cache of each dataset, resolved paths."""
+    enabled = [entry.options for entry in entries if not entry.options.disabled]
+    text = [dataset for dataset in enabled if dataset.dataset_type == "text_embeds"]
+    if not text:
+        text = [DatasetOptions(id=TEXT_ENTRY, dataset_type="text_embeds", default=True)]
+        enabled.append(text[0])
+    default = next((dataset.id for dataset in text if dataset.default), text[0].id)
+    root = options.caches.cache_dir
+    finished = []
+    for dataset in enabled:
+        update: dict[str, Any] = {"write_batch_size": dataset.write_batch_size or options.caches.write_batch_size}
+        if dataset.is_training:
+            update["cache_dir_vae"] = dataset.cache_dir_vae or root / "vae" / dataset.id
+            update["text_embeds"] = dataset.text_embeds or default
+        elif dataset.dataset_type == "text_embeds":
+            update["cache_dir"] = dataset.cache_dir or root / "text"
+        finished.append(paths.resolve(dataset.model_copy(update=update)))
+    return tuple(finished)

@@ -1,0 +1,65 @@
+"""Options of the data: the dataset file, the defaults of its entries, batches and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simplewan.options.declare import Group, option
+from simplewan.options.values import Resolution
+
+_DEFAULT = "Default for every dataset"
+
+
+class DataOptions(Group):
+    data_backend_config: Path = option(
+        Path("config/multidatabackend.json"),
+        restart_safe=True,
+        help="The dataset file; relative to the working directory, else to the folder of config.json.",
+    )
+    resolution: Resolution = option(
+        480, help=f'{_DEFAULT}: size in the unit of resolution_type, or exact sizes such as "832x480".'
+    )
+    resolution_type: str = option(
+        "pixel_area",
+        choices=("pixel", "pixel_area", "area"),
+        help=f"{_DEFAULT}: pixel is the shorter edge, pixel_area the area of a square of that edge, area megapixels.",
+    )
+    minimum_image_size: float | None = option(
+        None, minimum=0, help=f"{_DEFAULT}: smaller sources are left out, in the unit of resolution_type; 0 is off."
+    )
+    maximum_image_size: float | None = option(
+        None, minimum=0, help=f"{_DEFAULT}: larger sources are first made smaller; 0 is off."
+    )
+    target_downsample_size: float | None = option(
+        None, minimum=0, help=f"{_DEFAULT}: the size that sources above maximum_image_size are first brought to."
+    )
+    aspect_bucket_rounding: int = option(
+        2, minimum=0, maximum=9, unit="decimals", help=f"{_DEFAULT}: decimals of the aspect ratio that names a bucket."
+    )
+    train_batch_size: int = option(1, minimum=1, unit="samples", help="Samples of one forward pass, all of one bucket.")
+    caption_dropout_probability: float = option(
+        0.0, minimum=0, maximum=1, help="Share of samples trained with an empty caption; keeps guidance working."
+    )
+    disable_bucket_pruning: bool = option(
+        False, help="Keep buckets with fewer samples (times repeats + 1) than a batch; they give smaller batches."
+    )
+    data_backend_sampling: str = option(
+        "auto-weighting",
+        choices=("auto-weighting",),
+        later_choices={"uniform": "equal weights for all datasets"},
+        help="How datasets are mixed: auto-weighting draws each in proportion to its samples.",
+    )
+    delete_problematic_images: bool = option(
+        False,
+        later="a list of broken files that are left alone from then on (none is ever deleted)",
+        help="Put broken files on a list and leave them out; a user's file is never deleted.",
+    )
+    dataloader_prefetch: bool = option(True, restart_safe=True, help="Read the coming batches while a step computes.")
+    dataloader_prefetch_qlen: int = option(
+        2,
+        minimum=1,
+        unit="batches",
+        applies="dataloader_prefetch",
+        restart_safe=True,
+        help="How many batches are read ahead.",
+    )

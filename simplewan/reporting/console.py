@@ -1,0 +1,129 @@
+"""Progress for people, on stderr: bars on a terminal, plain lines in a pipe or a log file.
+
+Imports events, `bars`. What is said is the same in both cases; only how progress looks differs. Standard output is left
+alone: it belongs to commands that print a document.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from simplewan.events import (
+    CheckpointSaved,
+    ErrorHappened,
+    EvalLoss,
+    Event,
+    Metric,
+    Notice,
+    Progress,
+    RunSummary,
+    Stage,
+    ValidationRendered,
+)
+from simplewan.reporting.bars import Bars, Lines, Tally
+
+TRAINING_KEY = "training"
+
+
+class Console:
+    """The listener. `memory`, when given, returns the device memory in use as a short text, e.g. "11.2 GiB"."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        memory: Callable[[], str] | None = None,
+        interval_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stream = sys.stderr if stream is None else stream
+        self._memory = memory
+        self._view = Bars(stream) if stream.isatty() else Lines(stream, interval_seconds=interval_seconds, clock=clock)
+        self._losses: dict[str, float] = {}
+        self._weights: list[str] = []
+        self._checkpoint: str | None = None
+        self._clips: str | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            tally = Tally(event.label, event.current, event.total, event.unit)
+            self._view.progress(event.key, tally)
+        elif isinstance(event, Metric):
+            self._training_step(event)
+        elif isinstance(event, Stage):
+            self._stage(event)
+        elif isinstance(event, RunSummary):
+            self.close()
+            self._view.say(self._summary(event))
+        else:
+            self._remember(event)
+            if text := _sentence(event):
+                self._view.say(text)
+
+    def close(self) -> None:
+        """Ends all bars, so that what is printed next begins on a line of its own."""
+        self._view.close_all()
+
+    def _training_step(self, event: Metric) -> None:
+        self._losses[event.role] = event.loss
+        figures = {
+            (f"loss {role}" if len(self._losses) > 1 else "loss"): f"{loss:.4g}" for role, loss in self._losses.items()
+        }
+        figures["lr"] = f"{event.lr:.3g}"
+        if self._memory is not None:
+            figures["memory"] = self._memory()
+        # The bar's rate counts validations in between; the step's own time says how fast training is.
+        figures["step"] = f"{event.seconds:.2f}s"
+        tally = Tally("Training", event.step, event.total_steps, "steps", before=event.step - 1, figures=figures)
+        self._view.progress(TRAINING_KEY, tally)
+
+    def _stage(self, event: Stage) -> None:
+        if event.status == "running":
+            self._view.say(f"{event.label} ...")
+            return
+        self._view.close(event.key)
+        if event.status != "completed":
+            self._view.say(f"{event.label}: {event.status}" + (f" ({event.message})" if event.message else ""))
+        elif event.message:
+            self._view.say(f"{event.label}: {event.message}")
+
+    def _remember(self, event: Event) -> None:
+        if isinstance(event, CheckpointSaved):
+            if event.is_final:
+                self._weights.append(event.path)
+            else:
+                self._checkpoint = event.path
+        elif isinstance(event, ValidationRendered):
+            self._clips = str(Path(event.video).parent)
+
+    def _summary(self, event: RunSummary) -> str:
+        lines = [f"{event.reason}: step {event.step} of {event.total_steps}, {tqdm.format_interval(event.seconds)}"]
+        places = {
+            "weights": ", ".join(self._weights),
+            "newest checkpoint": self._checkpoint,
+            "newest clips": self._clips,
+        }
+        lines.extend(f"  {name}: {place}" for name, place in places.items() if place)
+        return "\n".join(lines)
+
+
+def _sentence(event: Event) -> str | None:
+    """What is printed for an event that is neither progress nor a stage, or None."""
+    if isinstance(event, Notice):
+        return event.message if event.severity == "info" else f"{event.severity}: {event.message}"
+    if isinstance(event, ErrorHappened):
+        return f"error: {event.where}: {event.message}"
+    if isinstance(event, EvalLoss):
+        return f"step {event.step}: loss on fixed samples {event.loss:.4g}"
+    if isinstance(event, CheckpointSaved):
+        return f"step {event.step}: saved {event.path}"
+    if isinstance(event, ValidationRendered):
+        note = f" ({event.note})" if event.note else ""
+        return f"step {event.step}: rendered {event.video}{note}, {event.seconds:.1f} s"
+    return None

@@ -1,0 +1,34 @@
+"""Keeps the libraries below from talking over the run's own report.
+
+Imports nothing until it is called. Their warnings about things that users cannot change, and their bars for loading a
+few files, are switched off; errors and the hub's download bars stay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+
+_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_LOGGERS = ("bitsandbytes", "torch.distributed.elastic.multiprocessing.redirects")
+
+
+def quiet_environment(environ: MutableMapping[str, str]) -> None:
+    """Before the libraries are imported: sets their verbosity, unless the user has set it."""
+    for name, value in _ENVIRONMENT.items():
+        environ.setdefault(name, value)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_loading_bars() -> None:
+    """After torch is loaded: switches off the bars that diffusers and transformers show while they load files."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

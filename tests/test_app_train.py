@@ -1,0 +1,198 @@
+"""The main job, end to end, on the bundled example: files, exact resume, refusals, failures that are survived."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from simplewan.app.hooks import SaveHook
+from simplewan.cli import main
+from simplewan.validation.runner import Validator
+
+Run = Callable[..., int]
+QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=100")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One place for the generated example and its caches."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.setenv("SIMPLEWAN_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+    def train(output: str, *arguments: str) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return main(["train", "example=mini", f"output_dir={tmp_path / output}", *arguments])
+
+    yield train
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["type"] == kind]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "pytorch_lora_weights.safetensors").read_bytes()
+
+
+def stop_after(step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process receive a signal when `step` is done."""
+    after_step = SaveHook.after_step
+
+    def then_signal(self: SaveHook, done: int) -> None:
+        after_step(self, done)
+        if done == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(SaveHook, "after_step", then_signal)
+
+
+@pytest.mark.slow
+def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
+    assert run("out") == 0
+    out = tmp_path / "out"
+    losses = [record["loss"] for record in records(out, "eval_loss")]
+    assert losses[-1] < 0.9 * losses[0]
+    assert [record["step"] for record in records(out, "metric")] == list(range(1, 41))
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-20", "checkpoint-30", "checkpoint-40"}
+    for step in (0, 20, 40):
+        clips = sorted((out / "validation" / f"step-{step}").glob("*.mp4"))
+        assert len(clips) == 3
+        for clip in clips:
+            with av.open(str(clip)) as container:
+                frames = list(container.decode(video=0))
+            assert (len(frames), frames[0].width, frames[0].height) == (17, 96, 64)
+            assert Image.open(clip.with_suffix(".png")).width > 200
+    assert Image.open(out / "timesteps.png").width > 200
+    keys = load_file(out / "pytorch_lora_weights.safetensors").keys()
+    assert all(key.startswith("diffusion_model.blocks.") for key in keys)
+    assert json.loads((out / "config.resolved.json").read_text())["max_train_steps"] == 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    number: signal.Signals, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*QUIET, "max_train_steps=5", "lora_dropout=0.2", "caption_dropout_probability=0.3")
+    assert run("straight", *arguments) == 0
+    with monkeypatch.context() as patch:
+        stop_after(2, number, patch)
+        assert run("stopped", *arguments) == 128 + number
+    assert (tmp_path / "stopped" / "checkpoint-2" / "manifest.json").exists()
+    assert not (tmp_path / "stopped" / "pytorch_lora_weights.safetensors").exists()
+    assert run("stopped", *arguments) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+    metrics = [(record["step"], record["loss"]) for record in records(tmp_path / "stopped", "metric")]
+    assert metrics == [(record["step"], record["loss"]) for record in records(tmp_path / "straight", "metric")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("optimizer=bnb-adamw8bit", "lr_scheduler=cosine", "gradient_accumulation_steps=2"),
+        ("optimizer=optimi-lion", "learning_rate=1e-4", "grad_clip_method=value", "mixed_precision=bf16"),
+        ("gradient_checkpointing=true", "model_type=full", "learning_rate=1e-4"),
+    ],
+    ids=["adamw8bit", "lion", "full"],
+)
+def test_resume_is_exact_with_other_settings(
+    arguments: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*QUIET, "max_train_steps=4", *arguments)
+    assert run("straight", *arguments) == 0
+    with monkeypatch.context() as patch:
+        stop_after(1, signal.SIGTERM, patch)
+        assert run("stopped", *arguments) == 143
+    assert run("stopped", *arguments) == 0
+    name = "checkpoint-4/high.weights.safetensors"
+    assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    if "model_type=full" in arguments:
+        saved = load_file(tmp_path / "stopped" / "transformer" / "diffusion_pytorch_model.safetensors")
+        trained = load_file(tmp_path / "stopped" / name)
+        assert all(torch.equal(saved[key], trained[key]) for key in trained)
+
+
+def test_a_second_start_goes_on_or_says_that_it_is_done(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("out", *QUIET, "max_train_steps=2") == 0
+    before = weights(tmp_path / "out")
+    assert run("out", *QUIET, "max_train_steps=2") == 0
+    assert "this run is finished" in capfd.readouterr().err
+    assert weights(tmp_path / "out") == before
+    assert run("out", *QUIET, "max_train_steps=4", "learning_rate=1e-5") == 0
+    assert weights(tmp_path / "out") != before
+    assert [record["step"] for record in records(tmp_path / "out", "metric")] == [1, 2, 3, 4]
+    assert run("straight", *QUIET, "max_train_steps=4") == 0
+
+
+def test_a_changed_configuration_is_refused_by_name(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("out", *QUIET, "max_train_steps=1") == 0
+    assert run("out", *QUIET, "max_train_steps=2", "lora_rank=4", "seed=43") == 2
+    message = capfd.readouterr().err
+    assert "lora_rank" in message
+    assert "seed" in message
+    assert "Traceback" not in message
+
+
+def test_epochs_end_a_run(run: Run, tmp_path: Path) -> None:
+    assert run("out", *QUIET, "max_train_steps=0", "num_train_epochs=1", "checkpoint_epoch_interval=1") == 0
+    assert len(records(tmp_path / "out", "metric")) == 6  # 24 clips, 4 a batch
+    assert (tmp_path / "out" / "checkpoint-6" / "manifest.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=1", "max_grad_norm=0")
+    assert run("out", *arguments, "learning_rate=1e25", "max_train_steps=9") == 1
+    message = capfd.readouterr().err
+    assert "last good checkpoint is checkpoint-" in message
+    assert "shapes/" in message
+    assert not (tmp_path / "out" / "pytorch_lora_weights.safetensors").exists()
+    for path in (tmp_path / "out").glob("checkpoint-*/high.weights.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("out of memory, say")
+
+    monkeypatch.setattr(Validator, "_render", fail)
+    assert run("out", "max_train_steps=2", "eval_steps_interval=0") == 0
+    assert weights(tmp_path / "out")
+    errors = records(tmp_path / "out", "error")
+    assert len(errors) == 6
+    assert all("out of memory, say" in error["message"] for error in errors)
+
+
+def test_saving_and_validating_on_demand(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(1, signal.SIGUSR1, patch)
+        stop_after(2, signal.SIGUSR2, patch)
+        assert run("out", "max_train_steps=4", "eval_steps_interval=0", "checkpoint_step_interval=0") == 0
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert {path.name for path in (tmp_path / "out" / "validation").iterdir()} == {"step-0", "step-2", "step-4"}
+
+
+def test_the_time_limit_saves_and_leaves(run: Run, tmp_path: Path) -> None:
+    assert run("out", *QUIET, "max_train_steps=100000", "max_train_seconds=4") == 0
+    last = records(tmp_path / "out", "metric")[-1]["step"]
+    assert (tmp_path / "out" / f"checkpoint-{last}" / "manifest.json").exists()
+    assert records(tmp_path / "out", "summary")[-1]["reason"] == "max_train_seconds"

@@ -1,0 +1,125 @@
+"""The commands: exit codes, messages without a traceback, nothing generated before everything is checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simplewan import cli
+from simplewan.cli.examples import copy, example_folder, example_names
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_mini = pytest.mark.skipif(example_folder("mini") is None, reason="the example's files are not there")
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with nothing of this machine's environment that is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIMPLEWAN_CACHE", str(tmp_path / "generated"))
+    for name in ("ENV", "TRAINER_EXTRA_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@needs_mini
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("did you mean learning_rate", ["--learnin_rate=1e-4"]),
+        ("learning_rate = 'fast' is not a number", ["--learning_rate=fast"]),
+        ("max_train_steps = '-3' must be at least 0", ["--max_train_steps=-3"]),
+        ('did you mean "i2v-14b-2.2-high"', ["--model_flavour=i2v-14b-2.3-high"]),
+        ("data_backend_config = 'none.json' is not there", ["data_backend_config=none.json"]),
+        ("still to come: averaged weights", ["--use_ema"]),
+    ],
+)
+def test_mistakes_end_with_2_before_anything_is_made(
+    wanted: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["train", "example=mini", *words]) == 2
+    captured = capsys.readouterr()
+    assert wanted in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_mini
+def test_everything_to_come_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["train", "example=mini", "use_ema=true", "optimizer=prodigy", "--push_to_hub", "hub_model_id=x"]) == 2
+    )
+    text = capsys.readouterr().err
+    assert all(key in text for key in ("use_ema", "optimizer", "push_to_hub"))
+
+
+def test_missing_and_broken_configurations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text('{"model_family": "wan", ')
+    for words, wanted in (
+        (["train"], "config.json: there is no such file; copy config/config.json.example"),
+        (["train", "--config", "nope.json"], "nope.json: there is no such file"),
+        (["train", "--config", "broken.json"], "broken.json, line 1, column 25"),
+        (["train", "env=mine"], "config/mine/config.json: there is no such file"),
+        (["train", "example=mni"], "is not an example"),
+        (["tran"], 'did you mean "train"?'),
+        (["configure"], "config/config.json.example"),
+        (["examples", "what"], "usage"),
+    ):
+        assert cli.main(words) == 2
+        assert wanted in capsys.readouterr().err, words
+
+
+def test_env_picks_a_folder_and_suggests_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config" / "fox").mkdir(parents=True)
+    (tmp_path / "config" / "fox" / "config.json").write_text('{"seed": "x"}')
+    assert cli.main(["train", "env=fxo"]) == 2
+    assert 'did you mean env="fox"?' in capsys.readouterr().err
+    assert cli.main(["train", "env=fox"]) == 2
+    assert "config/fox/config.json: seed = 'x' is not a whole number" in capsys.readouterr().err
+    assert cli.main(["train", "env=default"]) == 2
+    assert capsys.readouterr().err.startswith("config/config.json: there is no such file")
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["train", "--help"], ["options", "--help"], ["examples", "--help"], ["--version"]):
+        assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "--learning_rate" in text and "*--use_ema" in text and "usage: simpletuner examples" in text
+
+
+def test_options_searches_and_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    by_key = {record["key"]: record for record in document["options"]}
+    assert by_key["use_ema"]["to_come"] and not by_key["lora_rank"]["to_come"]
+    assert by_key["max_grad_norm"]["default"] == 1.0 and by_key["max_grad_norm"]["minimum"] == 0
+    assert "video.num_frames" in {record["key"] for record in document["dataset_options"]}
+    assert cli.main(["options", "timestep", "boundary"]) == 0
+    text = capsys.readouterr().out
+    assert "timestep_boundary" in text and "learning_rate" not in text
+    assert cli.main(["options", "learnin_rat"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "learning_rate" in captured.err
+
+
+@needs_mini
+def test_examples_are_listed_and_copied_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["examples", "list"]) == 0
+    assert capsys.readouterr().out.split() == example_names()
+    written = copy("mini", tmp_path / "config" / "mini")
+    assert tmp_path / "config" / "mini" / "config.json" in written
+    assert cli.main(["examples", "copy", "mini"]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    assert cli.main(["examples", "copy", "other"]) == 2
+
+
+def test_help_loads_no_torch_and_no_traceback_on_a_closed_pipe() -> None:
+    code = "import sys; from simplewan.cli import main; main(['train', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    piped = f"{sys.executable} -m simplewan.cli options --json | head -c 10"
+    done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
