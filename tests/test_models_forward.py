@@ -13,7 +13,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simplewan.models.adapters import add_lora
+from simplewan.models.adapters import add_lora, train_fully
 from simplewan.models.wan.forward import WanForward, velocity
 from simplewan.models.wan.padding import padding_bias
 from tests.tiny import save_tiny_model, seeded, tiny_transformer
@@ -140,6 +140,35 @@ def test_an_adapter_over_a_bfloat16_base(tmp_path) -> None:
         assert gradients[name].dtype == torch.float32
         cosine = torch.nn.functional.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
         assert cosine > 0.99, name
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+def test_under_autocast_it_follows_diffusers(tmp_path, base: torch.dtype) -> None:
+    folder = save_tiny_model(tmp_path, dim=48)
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=base)
+    transformer = lora_model(base=transformer)
+    latents, timestep, text = inputs(transformer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(transformer, lambda: velocity(transformer, latents, timestep, text))
+        expected_loss, expected = loss_and_gradients(
+            transformer, lambda: transformer(latents.to(base), timestep, text.to(base)).sample
+        )
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+    for name, gradient in expected.items():
+        assert gradients[name].dtype == torch.float32
+        cosine = torch.nn.functional.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.99, name
+
+
+def test_a_full_fine_tune_under_autocast() -> None:
+    transformer = tiny_transformer(dim=48)
+    assert train_fully(transformer)
+    arguments = inputs(transformer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(transformer, lambda: velocity(transformer, *arguments))
+        expected_loss, expected = loss_and_gradients(transformer, lambda: transformer(*arguments).sample)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+    assert gradients.keys() == expected.keys()
 
 
 @torch.no_grad()

@@ -52,12 +52,9 @@ def plain_adapter(module: nn.Module, inputs: Tensor) -> PlainAdapter | None:
         return None
     active = [name for name in module.active_adapters if name in module.lora_A]
     base = module.base_layer
-    if (
-        len(active) != 1
-        or type(base) is not nn.Linear
-        or base.weight.requires_grad
-        or base.weight.dtype != inputs.dtype
-    ):
+    if len(active) != 1 or type(base) is not nn.Linear or base.weight.requires_grad:
+        return None
+    if base.weight.dtype != inputs.dtype or _product_dtype(inputs) != inputs.dtype:
         return None
     (name,) = active
     if not isinstance(module.lora_dropout[name], nn.Identity) and module.training:
@@ -66,6 +63,12 @@ def plain_adapter(module: nn.Module, inputs: Tensor) -> PlainAdapter | None:
     if down.bias is not None or up.bias is not None:
         return None
     return PlainAdapter(base.weight, base.bias, down.weight, up.weight, module.scaling[name])
+
+
+def _product_dtype(inputs: Tensor) -> torch.dtype:
+    """The dtype in which a product of `inputs` is computed here, autocast or not."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
 
 
 class _LoraLinears(torch.autograd.Function):
