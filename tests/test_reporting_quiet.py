@@ -9,12 +9,12 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from simplewan.reporting.quiet import quiet_environment, quiet_loading_bars
+from simplewan.reporting.quiet import quiet_loading_bars, settle_environment
 
 
 def test_the_users_verbosity_stays() -> None:
     environ = {"TRANSFORMERS_VERBOSITY": "debug"}
-    quiet_environment(environ)
+    settle_environment(environ)
     assert environ["TRANSFORMERS_VERBOSITY"] == "debug"
     assert environ["DIFFUSERS_VERBOSITY"] == "error"
 

@@ -23,6 +23,7 @@ from simplewan.models.wan.loading import check_files
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.options import Loaded
 from simplewan.plan import RunPlan, plan_run
+from simplewan.reporting.quiet import quiet_loading_bars
 from simplewan.training.loop import LoopSettings
 from simplewan.training.loop import train as run_loop
 from simplewan.training.roles import Role
@@ -36,6 +37,7 @@ HISTOGRAM_DRAWS = 10_000
 def train(loaded: Loaded) -> int:
     """Train as `loaded` says; returns the exit code. Raises UserError for a mistake that only the files could show."""
     started = time.monotonic()
+    quiet_loading_bars()
     output = Path(loaded.options.run.output_dir)
     check_files(loaded.options.model, loaded.flavour)
     with (

@@ -5,6 +5,7 @@ Imports options; `app`, and torch with it, only when there is something to train
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from simplewan.cli.listing import train_help
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem, UserError
 from simplewan.options import Loaded, load
 from simplewan.options.sources import did_you_mean
+from simplewan.reporting.quiet import settle_environment
 
 DEFAULT_CONFIG = Path("config/config.json")
 PLACEHOLDER = "example"
@@ -35,6 +37,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         for problem in loaded.later:
             print(f"  {problem}", file=sys.stderr)
         return EXIT_USER_ERROR
+    settle_environment(os.environ)
     if arguments.example is not None:
         from simplewan.app.examples import prepare
 
