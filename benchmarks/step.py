@@ -17,6 +17,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from benchmarks.timing import Row, alternate, ratios, row
+from simplewan.batches.batch import Batch, collate
 from simplewan.models.adapters import adapter_parameters, add_lora
 from simplewan.models.wan.forward import WanForward
 from simplewan.objectives.distributions import Sampling
@@ -45,15 +46,6 @@ class Lora:
     lora_init_type: str = "default"
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What both loops train on."""
-
-    latents_BCFHW: Tensor
-    prompt_embeds_BLD: Tensor
-    prompt_lengths: tuple[int, ...]
-
-
 def run() -> list[Row]:
     """Steps per second of both loops and their ratio, for each prompt length. Raises RuntimeError without parity."""
     rows = []
@@ -72,9 +64,9 @@ def run() -> list[Row]:
 
 def _batch(prompt_tokens: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    embeds_BLD = torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator)
-    embeds_BLD[:, prompt_tokens:] = 0
-    return Batch(torch.randn(LATENTS_BCFHW, generator=generator), embeds_BLD, (prompt_tokens,))
+    embeds = torch.randn(prompt_tokens, TEXT_DIM, generator=generator)
+    latents = torch.randn(LATENTS_BCFHW[1:], generator=generator)
+    return collate([latents], [embeds], names=("benchmark",), text_tokens=TEXT_TOKENS)
 
 
 def _transformer() -> WanTransformer3DModel:
@@ -126,7 +118,7 @@ def _our_step(prompt_tokens: int) -> Step:
     generator = torch.Generator().manual_seed(7)
 
     def predict(latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        return forward(latents, timesteps, batch.prompt_embeds_BLD, text_lengths=batch.prompt_lengths)
+        return forward(latents, timesteps, batch.prompt_embeds_BLD, text_lengths=batch.text_lengths)
 
     role = FlowRole("high", (0.0, 1.0), predict)
 
