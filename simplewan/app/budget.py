@@ -29,7 +29,7 @@ def check_disk(context: Context, bytes_missing: Mapping[str, int], gathered: Gat
             problems.append(
                 Problem(
                     f"datasets {', '.join(datasets)}",
-                    f"need {missing / GIB:.2f} GiB for cached latents, and the disk of {place} has {free / GIB:.2f} free",
+                    f"need {missing / GIB:.2f} GiB for cached latents; the disk of {place} has {free / GIB:.2f} free",
                     fix="free some room, or put the caches elsewhere with cache_dir or cache_dir_vae",
                 )
             )
