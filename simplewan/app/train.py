@@ -134,10 +134,12 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
 
 
 def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
-    """When the run ends, saves, validates (if there is anything to render) and measures."""
+    """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
     options = context.options
     experts = context.flavour.trained_experts
     sampler = make_sampler(context, fetch, experts[0])
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,
         num_train_epochs=options.run.num_train_epochs,
