@@ -66,6 +66,8 @@ def _last_good(output: Path) -> str:
 def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports) -> None:
     options = loaded.options
     emit = reports.emit
+    for notice in loaded.notices:
+        emit(notice)
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
     resume = find_resume(
         checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit

@@ -30,9 +30,9 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return EXIT_DONE
     config, placeholders = _configuration(arguments, environ)
     loaded = _load(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
-    for notice in loaded.notices:
-        print(f"{notice.severity}: {notice.message}", file=sys.stderr)
     if loaded.later:
+        for notice in loaded.notices:
+            print(f"{notice.severity}: {notice.message}", file=sys.stderr)
         print("this configuration asks for what is still to come:", file=sys.stderr)
         for problem in loaded.later:
             print(f"  {problem}", file=sys.stderr)
