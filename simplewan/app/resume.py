@@ -38,7 +38,7 @@ def find_resume(
             raise UserError(
                 Problem(
                     str(output),
-                    f"holds {len(there)} checkpoints, the newest of step {there[-1]}",
+                    f"holds checkpoints, the newest of step {there[-1]}",
                     fix='choose another output_dir, or resume_from_checkpoint = "latest"',
                 )
             )
