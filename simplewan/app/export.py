@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.app.roles import Expert, training_shift
+from simplewan.checkpoints.files import fsync_file
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state
@@ -52,12 +53,17 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
 
 
 def _export_full(context: Context, expert: Expert, folder: Path) -> Path:
-    """A diffusers folder in the frozen weights' dtype, written beside and renamed."""
+    """A diffusers folder in the frozen weights' dtype, written beside, forced to disk and renamed."""
     final = folder / EXPERT_SUBFOLDER[expert.name]
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     expert.transformer.save_pretrained(temporary)
+    for path in (*temporary.iterdir(), temporary):
+        fsync_file(path)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(old)  # so that no half of it is ever seen under its name
     temporary.rename(final)
+    fsync_file(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return final

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,24 @@ def write_json(path: Path, content: Any) -> None:
     fsync_file(temporary)
     temporary.replace(path)
     fsync_file(path.parent)
+
+
+def remove_leftovers(output: Path) -> list[str]:
+    """Remove what killed writers left half done in an output folder, and return the names. The lock must be held.
+
+    Every writer there uses a name with a dot in front and `.tmp` at an end of it; checkpoints are their store's.
+    """
+    removed = []
+    for folder in (output, *output.glob("validation/step-*")):
+        for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp-*")):
+            if path.name.startswith(".checkpoint-"):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path.name)
+    return sorted(removed)
 
 
 def sha256(path: Path) -> str:
