@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,24 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON so that `path` holds the old or the new content, whole, whenever the process is killed."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def remove_leftovers(output: Path) -> list[str]:
+    """Remove what killed writers left half done in an output folder, and return the names. The lock must be held.
+
+    Every writer there uses a name with a dot in front and `.tmp` at an end of it; checkpoints are their store's.
+    """
+    removed = []
+    for folder in (output, *output.glob("validation/step-*")):
+        for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp-*")):
+            if path.name.startswith(".checkpoint-"):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path.name)
+    return sorted(removed)
 
 
 def sha256(path: Path) -> str:
