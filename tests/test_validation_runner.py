@@ -75,11 +75,11 @@ def decoded(path):
 def test_every_prompt_becomes_a_clip_and_a_sheet(settings, models):
     events, opened = Events(), []
     validator = make(settings, models, events, opened=opened)
-    assert not validator.is_complete(100)
+    assert validator.missing(100) == {"cat", "dog"}
     state = torch.get_rng_state()
     validator.run(100, note="EMA")
     assert torch.equal(torch.get_rng_state(), state)
-    assert validator.is_complete(100) and not validator.is_complete(101) and opened == ["open", "closed"]
+    assert validator.missing(100) == set() and len(validator.missing(101)) == 2 and opened == ["open", "closed"]
     folder = settings.folder / "step-100"
     assert sorted(path.name for path in folder.iterdir()) == ["cat.mp4", "cat.png", "dog.mp4", "dog.png"]
     frames, fps = decoded(folder / "cat.mp4")
@@ -95,7 +95,23 @@ def test_every_prompt_becomes_a_clip_and_a_sheet(settings, models):
     assert [(event.current, event.total) for event in events.of(Progress)] == [(n, 6) for n in range(1, 7)]
     assert [event.status for event in events.of(Stage)] == ["running", "completed"]
     (folder / "dog.png").unlink()
-    assert not validator.is_complete(100)
+    assert validator.missing(100) == {"dog"}
+
+
+def test_only_what_is_missing_or_was_not_announced_is_rendered_again(settings, models):
+    events = Events()
+    validator = make(settings, models, events)
+    validator.run(5)
+    before = (settings.folder / "step-5" / "dog.png").read_bytes()
+    assert validator.missing(5, announced=["cat", "dog"]) == set()
+    assert validator.missing(5, announced=["cat"]) == {"dog"}
+    (settings.folder / "step-5" / "dog.mp4").unlink()
+    events.clear()
+    validator.run(5, only=validator.missing(5))
+    assert [event.name for event in events.of(ValidationRendered)] == ["dog"]
+    assert [(event.current, event.total) for event in events.of(Progress)] == [(1, 3), (2, 3), (3, 3)]
+    assert validator.missing(5) == set()
+    assert (settings.folder / "step-5" / "dog.png").read_bytes() == before
 
 
 def test_clips_depend_on_seed_and_prompt_and_on_no_other_clip(settings, models):
@@ -120,7 +136,7 @@ def test_a_clip_that_fails_is_reported_and_the_others_are_rendered(settings, mod
     assert "KeyError" in error.message and "'bird'" in error.where and "step 7" in error.where and not error.fatal
     assert [event.name for event in events.of(ValidationRendered)] == ["cat", "dog"]
     assert events.of(Stage)[-1].status == "failed" and "1 of 3" in events.of(Stage)[-1].message
-    assert not validator.is_complete(7)
+    assert validator.missing(7)
 
 
 def test_a_network_that_cannot_be_opened_is_reported(settings, models):

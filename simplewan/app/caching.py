@@ -23,7 +23,7 @@ from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.data.loading import load_clip, to_pixels
-from simplewan.data.media import MediaError
+from simplewan.data.mediainfo import MediaError
 from simplewan.data.samples import Sample
 from simplewan.events import Stage
 from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint

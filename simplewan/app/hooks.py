@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from simplewan.app.roles import Expert
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore
 from simplewan.errors import TrainingFailure
-from simplewan.events import CheckpointSaved, EvalLoss
+from simplewan.events import CheckpointSaved, EvalLoss, ValidationRendered
 from simplewan.objectives.supervised import eval_loss, timestep_bands
 from simplewan.training.roles import Role
 from simplewan.validation.runner import Validator
+
+Recorded = Collection[tuple[str, str]]  # what the log holds of the step that the run starts from: (type, name or role)
 
 
 class SaveHook:
@@ -33,14 +35,17 @@ class SaveHook:
         experts: Mapping[str, Expert],
         planned: Sequence[int],
         saved: int,
+        recorded: Recorded,
     ) -> None:
         self._context, self._checkpoints = context, checkpoints
         self._roles, self._experts = roles, experts
         self._planned = frozenset(planned)
+        self._recorded = recorded
         self.saved = saved
 
     def before_first_step(self, step: int) -> None:
-        pass
+        if step and (CheckpointSaved.kind, "") not in self._recorded:  # killed between the saving and its record
+            self._context.emit(CheckpointSaved(step=step, path=str(self._checkpoints.path(step))))
 
     def after_step(self, step: int) -> None:
         if step in self._planned or self._context.signals.save_requested:
@@ -81,28 +86,38 @@ def _refuse_not_finite(roles: Mapping[str, Role], step: int) -> None:
 
 
 class EvalHook:
-    """The loss on fixed samples, noise and timesteps: at the start, at the planned steps, and at the end."""
+    """The loss on fixed samples, noise and timesteps: at the start and at the planned steps; what is missing on resume.
+
+    The last step is planned too.
+    """
 
     def __init__(
-        self, context: Context, *, experts: Mapping[str, Expert], batches: Sequence[Batch], planned: Sequence[int]
+        self,
+        context: Context,
+        *,
+        experts: Mapping[str, Expert],
+        batches: Sequence[Batch],
+        planned: Sequence[int],
+        recorded: Recorded,
     ) -> None:
         self._context, self._experts, self._batches = context, experts, batches
         self._planned = frozenset(planned)
+        self._recorded = recorded
 
     def before_first_step(self, step: int) -> None:
-        if step == 0 and self._planned:
-            self._measure(step)
+        if self._planned and (step == 0 or step in self._planned):
+            self._measure(step, [name for name in self._experts if (EvalLoss.kind, name) not in self._recorded])
 
     def after_step(self, step: int) -> None:
         if step in self._planned:
-            self._measure(step)
+            self._measure(step, list(self._experts))
 
     def at_end(self, step: int, *, finished: bool) -> None:
         pass
 
-    def _measure(self, step: int) -> None:
+    def _measure(self, step: int, roles: Sequence[str]) -> None:
         options = self._context.options
-        for expert in self._experts.values():
+        for expert in (self._experts[role] for role in roles):
             bands = timestep_bands(options.validation.eval_timesteps, expert.sigma_bounds)
             expert.transformer.eval()
             batches = (batch.to(self._context.device) for batch in self._batches)
@@ -114,15 +129,19 @@ class EvalHook:
 class ValidationHook:
     """Clips before the first step (unless switched off), at the planned steps, on SIGUSR2; those missing on resume."""
 
-    def __init__(self, context: Context, validator: Validator, *, planned: Sequence[int], benchmark: bool) -> None:
+    def __init__(
+        self, context: Context, validator: Validator, *, planned: Sequence[int], benchmark: bool, recorded: Recorded
+    ) -> None:
         self._context, self._validator = context, validator
         self._planned = frozenset(planned)
         self._benchmark = benchmark
+        self._recorded = recorded
 
     def before_first_step(self, step: int) -> None:
         due = step in self._planned if step else self._benchmark and bool(self._planned)
-        if due and not self._validator.is_complete(step):
-            self._run(step)
+        announced = {name for kind, name in self._recorded if kind == ValidationRendered.kind}
+        if due and (missing := self._validator.missing(step, announced=announced)):
+            self._run(step, only=missing)
 
     def after_step(self, step: int) -> None:
         if step in self._planned or self._context.signals.validate_requested:
@@ -131,10 +150,10 @@ class ValidationHook:
     def at_end(self, step: int, *, finished: bool) -> None:
         pass
 
-    def _run(self, step: int) -> None:
+    def _run(self, step: int, only: Collection[str] | None = None) -> None:
         self._context.signals.validate_requested = False
         flavour = self._context.flavour
-        self._validator.run(step, note="single expert" if flavour.stage else None)
+        self._validator.run(step, note="single expert" if flavour.stage else None, only=only)
 
 
 class FinishHook:

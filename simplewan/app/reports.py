@@ -11,7 +11,7 @@ from simplewan.events import Emitter, Event, Metric, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
-from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity
+from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity, recorded_at
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
 
 RESOLVED = "config.resolved.json"
@@ -48,10 +48,15 @@ class Reports:
         if self._log is not None:
             self._log.close()
 
-    def begin(self, *, step: int) -> None:
-        """The run goes on from `step`: cut the log back to it, open it, and start the trackers. May raise UserError."""
+    def begin(self, *, step: int) -> frozenset[tuple[str, str]]:
+        """The run goes on from `step`: cut the log back to it, open it, and start the trackers. May raise UserError.
+
+        Returns what the log holds of `step` itself (`recorded_at`): a stop may have come between saving it and
+        measuring, rendering and recording what belongs to it.
+        """
         options, path = self._loaded.options.reporting, self._output / LOG_NAME
         cut_back(path, step)
+        recorded = recorded_at(path, step)
         identity = next_identity(path)
         self._step = step
         self._log = EventLog(path, identity)
@@ -71,6 +76,7 @@ class Reports:
         self._trackers = start_trackers(options.report_to, settings, emit=self.emit)
         for tracker in self._trackers:
             self.emit.add(tracker)
+        return recorded
 
     def set_total(self, total_steps: int) -> None:
         """How long the run is, for its summary."""

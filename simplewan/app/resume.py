@@ -82,6 +82,11 @@ def finished_step(output: Path) -> int | None:
         return None
 
 
+def forget_finished(output: Path) -> None:
+    """Training goes on: until it ends, no step is the one at which everything was written."""
+    (output / FINISHED).unlink(missing_ok=True)
+
+
 def mark_finished(output: Path, step: int) -> None:
     """Record that everything of the run is written, up to `step`."""
     write_json(output / FINISHED, {"step": step})

@@ -11,12 +11,13 @@ from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.hooks import EvalHook, FinishHook, SaveHook, ValidationHook
 from simplewan.app.reports import Reports
-from simplewan.app.resume import Resume, find_resume, finished_step
+from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
 from simplewan.app.roles import Expert, load_expert, make_objective, make_role, make_sampler
 from simplewan.app.samples import gather
 from simplewan.app.validating import collect, make_validator, render_settings
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore, OutputLock
+from simplewan.checkpoints.files import remove_leftovers
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
 from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
@@ -45,6 +46,7 @@ def train(loaded: Loaded) -> int:
         SignalWatch(max_seconds=loaded.options.run.max_train_seconds, started=started) as signals,
         Reports(loaded, output) as reports,
     ):
+        remove_leftovers(output)
         try:
             _train(loaded, output, signals, reports)
         except Interrupted as stop:
@@ -73,7 +75,9 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit
     )
     start = resume.step if resume else 0
-    reports.begin(step=start)
+    # Before the log is cut: a kill in between must not leave the log of one run beside the checkpoints of another.
+    checkpoints.set_aside_after(start)
+    recorded = reports.begin(step=start)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
     gathered = gather(context)
     prompts = collect(context)
@@ -89,7 +93,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         context.say(f"this run is finished: {plan.total_steps} steps; raise max_train_steps to go on")
         return
     announce(context, plan)
-    checkpoints.set_aside_after(start)
+    forget_finished(output)
+    checkpoints.rotate(start)
     emit(Stage("model", "Loading the transformer"))
     experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
     roles = build_roles(context, experts, fetch=fetch, plan=plan, checkpoints=checkpoints, resume=resume)
@@ -102,13 +107,22 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             experts=experts,
             planned=plan.checkpoint_steps,
             saved=start,
+            recorded=recorded,
         ),
-        EvalHook(context, experts=experts, batches=eval_batches(context, fetch), planned=plan.eval_steps),
+        EvalHook(
+            context,
+            experts=experts,
+            batches=eval_batches(context, fetch),
+            planned=plan.eval_steps,
+            recorded=recorded,
+        ),
     ]
     if settings is not None:
         validator = make_validator(context, settings, experts=experts, caches=caches)
         benchmark = not options.run.disable_benchmark
-        hooks.append(ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark))
+        hooks.append(
+            ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)
+        )
     hooks.append(FinishHook(context, experts=experts))
     objective = make_objective(context)
     emit(Stage("training", "Training"))

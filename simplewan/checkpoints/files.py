@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,30 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def remove_leftovers(output: Path) -> list[str]:
+    """Remove what killed writers left half done in an output folder, and return the names. The lock must be held.
+
+    Every writer there uses a name with a dot in front and `.tmp` at an end of it; checkpoints are their store's.
+    """
+    removed = []
+    for folder in (output, *output.glob("validation/step-*")):
+        for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp-*")):
+            if path.name.startswith(".checkpoint-"):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path.name)
+    return sorted(removed)
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-
-
-def _sha256(stream: Any) -> str:
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

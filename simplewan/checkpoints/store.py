@@ -76,7 +76,7 @@ class CheckpointStore:
             self._discard(final)
         temporary.rename(final)
         sync(self.folder)
-        self._rotate(step)
+        self.rotate(step)
         return final
 
     def verify(self, path: Path) -> int:
@@ -88,6 +88,9 @@ class CheckpointStore:
             raise DamagedCheckpoint(f"{path.name} has no {MANIFEST}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{path.name}: {MANIFEST} cannot be read ({error})") from None
+        named = _NAME.fullmatch(path.name)
+        if named and int(named.group(1)) != step:
+            raise DamagedCheckpoint(f"{path.name} holds step {step}: it was renamed")
         for entry in files:
             file = path / entry["file"]
             if not file.is_file():
@@ -140,7 +143,8 @@ class CheckpointStore:
             self.path(later).rename(aside)
             self._emit(Notice(f"{self.path(later).name} is beyond the resumed step and was renamed to {aside.name}"))
 
-    def _rotate(self, newest: int) -> None:
+    def rotate(self, newest: int) -> None:
+        """Remove the oldest checkpoints beyond the limit, never `newest`. `save` does; a start makes up for a kill."""
         if self._limit <= 0:
             return
         for step in [step for step in self.steps() if step != newest][: -self._limit + 1 or None]:

@@ -62,6 +62,15 @@ def cut_back(path: Path, step: int) -> int:
     return _filter(path, keep)
 
 
+def recorded_at(path: Path, step: int) -> frozenset[tuple[str, str]]:
+    """What the log holds of `step`: (type, name of the clip, or role, or "") of its checkpoint, losses and clips."""
+    return frozenset(
+        (record["type"], str(record.get("name", record.get("role", ""))))
+        for record in read_records(path)
+        if record.get("type") in STEP_RECORDS and record.get("step") == step
+    )
+
+
 class EventLog:
     """The listener that appends to the log. Progress is written every few seconds and when it is complete."""
 

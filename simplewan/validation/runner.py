@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +87,25 @@ class Validator:
         self._check = check
         self._device = torch.device(device)
 
-    def is_complete(self, step: int) -> bool:
-        """Whether every file of this step's validation is there; each was written whole or not at all."""
-        return all(clip.video.is_file() and clip.sheet.is_file() for clip in self._clips(step))
+    def missing(self, step: int, *, announced: Collection[str] | None = None) -> frozenset[str]:
+        """The clips of `step` that lack a file; each file was written whole or not at all.
 
-    def run(self, step: int, *, note: str | None = None) -> None:
-        """Renders the clips of `step` into validation/step-N/. What fails is announced, and the others go on."""
-        clips = list(self._clips(step))
+        `announced`, when given, holds the names of those that were rendered and announced by this very run: files of
+        others, left by a run that was abandoned or killed before it announced them, do not count.
+        """
+        return frozenset(
+            clip.video.stem
+            for clip in self._clips(step)
+            if not (clip.video.is_file() and clip.sheet.is_file())
+            or (announced is not None and clip.video.stem not in announced)
+        )
+
+    def run(self, step: int, *, note: str | None = None, only: Collection[str] | None = None) -> None:
+        """Renders the clips of `step` into validation/step-N/. What fails is announced, and the others go on.
+
+        `only`, when given, names the clips to render.
+        """
+        clips = [clip for clip in self._clips(step) if only is None or clip.video.stem in only]
         label = f"Validation of step {step}"
         self._emit(Stage(STAGE, label))
         try:
