@@ -1,7 +1,7 @@
 # Sourced by train.sh and tests/run: makes or mends the virtual environment, and sets PYTHON.
 # SIMPLEWAN_VENV      where it lives (default: .venv in the project); clones may share one
 # SIMPLEWAN_PYTHON    the interpreter that makes it (default: python3, 3.10 or newer)
-# SIMPLEWAN_CONSTRAINTS  the file of pinned versions (default: constraints.txt)
+# SIMPLEWAN_CONSTRAINTS  the file of pinned versions (default: constraints.txt; for Python 3.10 constraints-py310.txt)
 # Argument: the extras to install ("" or "dev"). The stamp is written last, so an install that was killed is repeated.
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${SIMPLEWAN_VENV:-$project/.venv}
@@ -9,9 +9,7 @@ PYTHON=$venv/bin/python
 extras=${1:-}
 
 ensure_environment() {
-    local constraints=${SIMPLEWAN_CONSTRAINTS:-$project/constraints.txt}
-    local wanted stamp=$venv/simplewan-dependencies${extras:+-$extras} place=$venv/simplewan-source
-    wanted=$(cat "$project/pyproject.toml" "$constraints" | cksum)
+    local constraints wanted stamp=$venv/simplewan-dependencies${extras:+-$extras} place=$venv/simplewan-source
     if [ ! -x "$PYTHON" ]; then
         local base=${SIMPLEWAN_PYTHON:-python3}
         "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
@@ -21,6 +19,10 @@ ensure_environment() {
         echo "making the environment in $venv" >&2
         "$base" -m venv "$venv" || return 1
     fi
+    constraints=$project/constraints.txt
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 11))' && constraints=$project/constraints-py310.txt
+    constraints=${SIMPLEWAN_CONSTRAINTS:-$constraints}
+    wanted=$(cat "$project/pyproject.toml" "$constraints" | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing the pinned packages into $venv (a few minutes, several GB)" >&2
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" \

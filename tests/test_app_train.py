@@ -196,3 +196,40 @@ def test_the_time_limit_saves_and_leaves(run: Run, tmp_path: Path) -> None:
     last = records(tmp_path / "out", "metric")[-1]["step"]
     assert (tmp_path / "out" / f"checkpoint-{last}" / "manifest.json").exists()
     assert records(tmp_path / "out", "summary")[-1]["reason"] == "max_train_seconds"
+
+
+def test_a_full_disk_is_noticed_before_caching(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("out", *QUIET, "max_train_steps=1") == 0
+    clips = str(cache / "examples" / "mini" / "clips")
+    entry = {"id": "new", "dataset_type": "video", "instance_data_dir": clips, "video": {"num_frames": 17}}
+    (tmp_path / "new.json").write_text(
+        json.dumps([{**entry, "resolution": 78, "cache_dir_vae": str(tmp_path / "new")}])
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: _Usage(free=1000))
+    assert run("other", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'new.json'}") == 2
+    message = capfd.readouterr().err
+    assert "0.00 free" in message
+    assert "cache_dir_vae" in message
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+def test_a_lora_starts_from_another(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("first", *QUIET, "max_train_steps=2", "lora_alpha=8") == 0
+    start = f"init_lora={tmp_path / 'first' / 'pytorch_lora_weights.safetensors'}"
+    assert run("second", *QUIET, "max_train_steps=1", "learning_rate=0", "lora_alpha=4", start) == 0
+    first, second = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("first", "second"))
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+    assert run("third", *QUIET, "max_train_steps=1", "lora_rank=4", start) == 2
+    assert "init_lora" in capfd.readouterr().err
+
+
+def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:
+    for name, prefetch in (("on", "true"), ("off", "false")):
+        assert run(name, *QUIET, "max_train_steps=2", f"dataloader_prefetch={prefetch}") == 0
+    assert weights(tmp_path / "on") == weights(tmp_path / "off")

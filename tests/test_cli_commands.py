@@ -72,6 +72,15 @@ def test_missing_and_broken_configurations(capsys: pytest.CaptureFixture[str], t
         assert wanted in capsys.readouterr().err, words
 
 
+@needs_mini
+def test_a_copied_example_finds_its_generated_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["examples", "copy", "mini"]) == 0
+    # Only what is to come is refused: the placeholders of the copy stand for the generated folder.
+    assert cli.main(["train", "env=mini", "use_ema=true"]) == 2
+    text = capsys.readouterr().err
+    assert "use_ema" in text and "is not there" not in text
+
+
 def test_env_picks_a_folder_and_suggests_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config" / "fox").mkdir(parents=True)
     (tmp_path / "config" / "fox" / "config.json").write_text('{"seed": "x"}')

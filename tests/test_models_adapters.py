@@ -99,6 +99,8 @@ def test_the_first_weights_depend_on_the_seed_alone(init: str) -> None:
         states.append(adapter_state(transformer))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not any(torch.equal(states[0][key], states[2][key]) for key in states[0] if "lora_A" in key)
+    first, second = (states[0][f"blocks.0.attn1.{name}.lora_A.weight"] for name in ("to_q", "to_k"))
+    assert not torch.equal(first, second)
     spread = 1 / 4 if init == "gaussian" else (1 / 32 / 3) ** 0.5
     values = torch.cat([states[0][key].flatten() for key in states[0] if "to_q.lora_A" in key])
     assert values.std().item() == pytest.approx(spread, rel=0.1)

@@ -6,6 +6,7 @@ keeps 1e-5 in float32.
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simplewan.models.adapters import add_lora
+from simplewan.models.adapters import add_lora, train_fully
 from simplewan.models.wan.forward import WanForward, velocity
+from simplewan.models.wan.linear import linear
 from simplewan.models.wan.padding import padding_bias
 from tests.tiny import save_tiny_model, seeded, tiny_transformer
 
@@ -63,10 +65,11 @@ def test_it_equals_diffusers_in_bfloat16(tmp_path) -> None:
     assert largest_difference(merged, expected) < BFLOAT16
 
 
+LORA = SimpleNamespace(lora_rank=4, lora_alpha=8, lora_dropout=0.0, lora_targets=("all",), lora_init_type="default")
+
+
 def lora_model(dropout: float = 0.0, base=None, **sizes):
-    options = SimpleNamespace(
-        lora_rank=4, lora_alpha=8, lora_dropout=dropout, lora_targets=("all",), lora_init_type="default"
-    )
+    options = SimpleNamespace(**(vars(LORA) | {"lora_dropout": dropout}))
     transformer = base if base is not None else tiny_transformer(dim=48, **sizes)
     add_lora(transformer, options, seed=3)
     with seeded(5):
@@ -140,6 +143,35 @@ def test_an_adapter_over_a_bfloat16_base(tmp_path) -> None:
         assert gradients[name].dtype == torch.float32
         cosine = torch.nn.functional.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
         assert cosine > 0.99, name
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+def test_under_autocast_it_follows_diffusers(tmp_path, base: torch.dtype) -> None:
+    folder = save_tiny_model(tmp_path, dim=48)
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=base)
+    transformer = lora_model(base=transformer)
+    latents, timestep, text = inputs(transformer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(transformer, lambda: velocity(transformer, latents, timestep, text))
+        expected_loss, expected = loss_and_gradients(
+            transformer, lambda: transformer(latents.to(base), timestep, text.to(base)).sample
+        )
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+    for name, gradient in expected.items():
+        assert gradients[name].dtype == torch.float32
+        cosine = torch.nn.functional.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.99, name
+
+
+def test_a_full_fine_tune_under_autocast() -> None:
+    transformer = tiny_transformer(dim=48)
+    assert train_fully(transformer)
+    arguments = inputs(transformer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(transformer, lambda: velocity(transformer, *arguments))
+        expected_loss, expected = loss_and_gradients(transformer, lambda: transformer(*arguments).sample)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=0.01)
+    assert gradients.keys() == expected.keys()
 
 
 @torch.no_grad()
@@ -239,3 +271,54 @@ def test_padding_counts_as_often_as_it_stands_there(dtype: torch.dtype, error: f
         biases = padding_bias(count, copies=3 if dtype == torch.bfloat16 else 1, dtype=dtype)
         assert torch.tensor(biases).exp().sum().item() == pytest.approx(count, rel=error)
         assert torch.equal(torch.tensor(biases).to(dtype).double(), torch.tensor(biases, dtype=torch.float64))
+
+
+class CountOperations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_lora_step_passes_over_the_tokens_half_as_often_as_diffusers() -> None:
+    transformer = lora_model()
+    arguments = inputs(transformer, 1)
+    totals = {}
+    for name, predict in (("ours", velocity), ("diffusers", lambda model, *rest: model(*rest).sample)):
+        with CountOperations() as counter:
+            predict(transformer, *arguments).sum().backward()
+        totals[name] = sum(counter.counts[key] for key in ("add", "mul", "div", "pow", "sub", "mm"))
+    assert totals["ours"] < 0.5 * totals["diffusers"], totals
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_several_active_adapters_add_up_as_in_peft(training: bool) -> None:
+    transformer = lora_model()
+    add_lora(transformer, LORA, seed=4, name="second")
+    with seeded(6), torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_B.second" in name:
+                parameter.normal_(std=0.05)
+    transformer.set_adapters(["default", "second"])
+    transformer.train(training)
+    arguments = inputs(transformer)
+    assert_same_step(transformer, lambda: velocity(transformer, *arguments), lambda: transformer(*arguments).sample)
+
+
+def test_a_merged_adapter_counts_once() -> None:
+    transformer = lora_model()
+    arguments = inputs(transformer)
+    with torch.no_grad():
+        expected = transformer(*arguments).sample
+        transformer.fuse_lora()
+        assert largest_difference(velocity(transformer, *arguments), expected) < FLOAT32
+
+
+def test_a_lora_linear_under_autocast_computes_in_its_dtype() -> None:
+    module = lora_model().blocks[0].attn1.to_q
+    tokens = torch.randn(1, 7, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert largest_difference(linear(module, tokens), module(tokens)) == 0

@@ -14,7 +14,7 @@ from tests.tiny import tiny_pipeline, tiny_text, tiny_vae
 PROMPTS = [
     "a red ball  moves\n left",
     "",
-    " doesn&amp;#39;t &lt;b&gt; move ",
+    " <b> doesn&amp;#39;t &amp;lt; move ",
     "sch\u00c3\u00b6n caf\u00c3\u00a9",
     "\u201cquoted\u201d \ufb01ne\u2026",
     "word " * 600,
@@ -27,7 +27,7 @@ def pixels(batch: int = 1, frames: int = 5) -> torch.Tensor:
 
 def test_prompts_are_cleaned_as_diffusers_does() -> None:
     assert [clean_prompt(prompt) for prompt in PROMPTS] == [prompt_clean(prompt) for prompt in PROMPTS]
-    assert clean_prompt(PROMPTS[2]) == "doesn't <b> move"
+    assert clean_prompt(PROMPTS[2]) == "<b> doesn't < move"
     assert clean_prompt(PROMPTS[3]) == "sch\u00f6n caf\u00e9"
 
 

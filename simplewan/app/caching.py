@@ -12,39 +12,44 @@ from pathlib import Path
 
 import torch
 
+from simplewan.app.budget import check_disk
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
 from simplewan.app.samples import Gathered
 from simplewan.batches.batch import Batch, collate
 from simplewan.batches.sampler import DROPPED, BatchSpec
 from simplewan.caches.fill import Filled, ItemError, fill
+from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.data.loading import load_clip, to_pixels
-from simplewan.data.media import MediaError
+from simplewan.data.mediainfo import MediaError
 from simplewan.data.samples import Sample
 from simplewan.events import Stage
 from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint
 from simplewan.models.wan.text import clean_prompt, encode_prompts
 from simplewan.models.wan.vae import encode
+from simplewan.plan import latents_bytes
 
 FORMAT = 1  # raise it when what is computed from the same components changes
 NO_CAPTION = ""
 
 
+Place = tuple[Store, str]
+
+
 @dataclass(frozen=True)
 class Caches:
-    """Where each sample's latents and each text's embedding are: (store, key). Texts are cleaned prompts."""
+    """Where each sample's latents and each text's embedding are, as (store, key); and what could not be encoded."""
 
-    latents: Mapping[str, tuple[Store, str]]
-    texts: Mapping[tuple[str, str], tuple[Store, str]]
-    prompts: Mapping[str, tuple[Store, str]]
+    latents: Mapping[str, Place]
+    texts: Mapping[str, Place]
     failed: Mapping[str, str]
 
-    def prompt(self, text: str) -> torch.Tensor:
-        """The embedding (1, L, D) of a validation prompt, not padded."""
-        store, key = self.prompts[text]
-        return store.get(key).clone().unsqueeze(0)
+    def text(self, text: str) -> torch.Tensor:
+        """The embedding (L, D) of a caption or prompt, not padded; a view of the cache."""
+        store, key = self.texts[text]
+        return store.get(key)
 
 
 class _TextEncoder:
@@ -90,99 +95,111 @@ class _VaeEncoder:
 
 
 def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) -> Caches:
-    """Encode whatever is missing; `prompts` are the validation prompts, the negative one among them."""
-    texts, validation = _fill_texts(context, gathered, prompts)
-    latents, failed = _fill_latents(context, gathered)
-    return Caches(latents=latents, texts=texts, prompts=validation, failed=failed)
+    """Encode whatever is missing; `prompts` are the validation prompts, the negative one among them.
+
+    Raises UserError, before anything is encoded, when a disk has no room for the latents.
+    """
+    latents = _latent_items(context, gathered)
+    check_disk(
+        context, {dataset: _bytes_missing(context, *latents[dataset], gathered) for dataset in latents}, gathered
+    )
+    texts = _fill_texts(context, gathered, prompts)
+    places, failed = _fill_latents(context, gathered, latents)
+    return Caches(latents=places, texts=texts, failed=failed)
 
 
-def _fill_texts(
-    context: Context, gathered: Gathered, prompts: Sequence[str]
-) -> tuple[dict[tuple[str, str], tuple[Store, str]], dict[str, tuple[Store, str]]]:
+def _fill_texts(context: Context, gathered: Gathered, prompts: Sequence[str]) -> dict[str, Place]:
     model, flavour = context.options.model, context.flavour
-    fingerprint = text_encoder_fingerprint(model, flavour)
-    dtype = context.options.optimizer.mixed_precision
-
-    def item(name: str, text: str) -> Item:
-        components = {
-            "kind": "text",
-            "format": FORMAT,
-            "prompt": clean_prompt(text),
-            "encoder": fingerprint,
-            "dtype": dtype,
-            "max_tokens": flavour.text_tokens,
-        }
-        return Item(name=name, components=components)
-
-    wanted: dict[Path, dict[str, tuple[Item, str, str]]] = {}
+    settings = {
+        "kind": "text",
+        "format": FORMAT,
+        "encoder": text_encoder_fingerprint(model, flavour),
+        "dtype": str(context.weight_dtype),
+        "max_tokens": flavour.text_tokens,
+    }
+    wanted: dict[Path, dict[str, str]] = {}  # folder -> name -> text
     for dataset in gathered.datasets:
-        folder = gathered.text_folder(dataset)
-        of_folder = wanted.setdefault(folder, {})
-        of_folder["(no caption)"] = (item("(no caption)", NO_CAPTION), dataset, NO_CAPTION)
+        names = wanted.setdefault(gathered.text_folder(dataset), {"(no caption)": NO_CAPTION})
         for sample in gathered.of(dataset):
-            for number, caption in enumerate(sample.captions):
-                name = f"{sample.id}, caption {number + 1}"
-                of_folder[name] = (item(name, caption), dataset, caption)
-    default = gathered.text_folder(None)
-    for number, prompt in enumerate(dict.fromkeys(prompts)):
-        name = f"validation prompt {number + 1}"
-        wanted.setdefault(default, {})[name] = (item(name, prompt), "", prompt)
-    texts: dict[tuple[str, str], tuple[Store, str]] = {}
-    validation: dict[str, tuple[Store, str]] = {}
+            names.update({f"{sample.id}, caption {n}": caption for n, caption in enumerate(sample.captions, start=1)})
+    names = wanted.setdefault(gathered.text_folder(None), {})
+    names.update({f"validation prompt {n}": prompt for n, prompt in enumerate(dict.fromkeys(prompts), start=1)})
+    places: dict[str, Place] = {}
     encoder = _TextEncoder(context)
-    for folder, entries in wanted.items():
+    for folder, names in wanted.items():
         store = Store(folder)
         filled = fill(
             store,
-            [entry for entry, _, _ in entries.values()],
+            [Item(name=name, components={**settings, "prompt": clean_prompt(text)}) for name, text in names.items()],
             encoder,
             batch_size=context.options.caches.text_encoder_batch_size,
+            flush_records=gathered.records_per_file(folder),
             label="Caching text",
             key="text_cache",
             emit=context.emit,
             check=context.check,
         )
         _report(context, filled, "text")
-        for name, (_, dataset, text) in entries.items():
-            place = (store, filled.keys[name])
-            if dataset:
-                texts[dataset, text] = place
-            else:
-                validation[text] = place
+        places.update({text: (store, filled.keys[name]) for name, text in names.items()})
     del encoder
     release_memory()
-    for dataset in gathered.datasets:
-        texts.setdefault((dataset, NO_CAPTION), texts[gathered.datasets[0], NO_CAPTION])
-    return texts, validation
+    return places
 
 
-def _fill_latents(context: Context, gathered: Gathered) -> tuple[dict[str, tuple[Store, str]], dict[str, str]]:
-    fingerprint = vae_fingerprint(context.options.model, context.flavour)
-    places: dict[str, tuple[Store, str]] = {}
+def _latent_items(context: Context, gathered: Gathered) -> dict[str, tuple[Store, list[Item]]]:
+    """For each dataset its store and what is to be in it."""
+    settings = {
+        "kind": "latents",
+        "format": FORMAT,
+        "vae": vae_fingerprint(context.options.model, context.flavour),
+        "dtype": context.options.caches.vae_dtype,
+    }
+    return {
+        dataset: (
+            Store(gathered.latents_folder(dataset)),
+            [
+                Item(
+                    name=sample.id,
+                    components={**settings, "content": sample.content, **asdict(sample.clip)},
+                    group=sample.clip.bucket,
+                )
+                for sample in gathered.of(dataset)
+            ],
+        )
+        for dataset in gathered.datasets
+    }
+
+
+def _bytes_missing(context: Context, store: Store, items: Sequence[Item], gathered: Gathered) -> int:
+    """Bytes of the latents that `store` lacks."""
+    return sum(
+        latents_bytes(
+            width=clip.width,
+            height=clip.height,
+            num_frames=clip.num_frames,
+            vae=context.flavour.vae,
+            bytes_per_value=DTYPES[context.options.caches.vae_dtype].itemsize,
+        )
+        for group in encode_groups(items, batch_size=context.options.caches.vae_batch_size)
+        for item, key in zip(group.items, group.keys, strict=True)
+        if key not in store
+        for clip in [gathered.samples[item.name].clip]
+    )
+
+
+def _fill_latents(
+    context: Context, gathered: Gathered, latents: Mapping[str, tuple[Store, list[Item]]]
+) -> tuple[dict[str, Place], dict[str, str]]:
+    places: dict[str, Place] = {}
     failed: dict[str, str] = {}
     encoder = _VaeEncoder(context, gathered.samples)
-    for dataset in gathered.datasets:
-        store = Store(gathered.latents_folder(dataset))
-        items = [
-            Item(
-                name=sample.id,
-                components={
-                    "kind": "latents",
-                    "format": FORMAT,
-                    "content": sample.content,
-                    "vae": fingerprint,
-                    "dtype": context.options.caches.vae_dtype,
-                    **asdict(sample.clip),
-                },
-                group=sample.clip.bucket,
-            )
-            for sample in gathered.of(dataset)
-        ]
+    for dataset, (store, items) in latents.items():
         filled = fill(
             store,
             items,
             encoder,
             batch_size=context.options.caches.vae_batch_size,
+            flush_records=gathered.entries[dataset].write_batch_size or context.options.caches.write_batch_size,
             label=f"Caching latents of {dataset}",
             key="vae_cache",
             emit=context.emit,
@@ -217,8 +234,7 @@ class Fetch:
             text = NO_CAPTION if caption == DROPPED else sample.captions[caption]
             store, key = self.caches.latents[name]
             latents.append(store.get(key))
-            store, key = self.caches.texts[sample.dataset, text]
-            embeds.append(store.get(key))
+            embeds.append(self.caches.text(text))
         return collate(
             latents,
             embeds,

@@ -46,8 +46,8 @@ class Context:
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The dtype of frozen weights: that of mixed precision."""
-        return DTYPES[self.options.optimizer.mixed_precision]
+        """The dtype of frozen weights: base_model_default_dtype, else that of mixed precision."""
+        return DTYPES[self.options.model.base_model_default_dtype or self.options.optimizer.mixed_precision]
 
     def say(self, message: str, *, warning: bool = False) -> None:
         self.emit(Notice(message, severity="warning" if warning else "info"))

@@ -8,20 +8,26 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.app.roles import Expert, training_shift
-from simplewan.checkpoints.files import fsync_file
+from simplewan.data.atomic import sync
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
-from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state
+from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state, cast_for_saving
 from simplewan.models.export import lora_file_name, lora_metadata, save_lora
 
 
-def export_weights(
+def export_loras(
     context: Context, experts: Mapping[str, Expert], folder: Path, *, step: int, announce: bool = False
 ) -> list[Path]:
-    """Write the weights of every trained expert into `folder`, verified; returns the files or folders."""
-    if context.options.model.model_type == "full":
-        return [_export_full(context, expert, folder) for expert in experts.values()]
+    """Write the LoRA of every trained expert into `folder`, verified; returns the files."""
     return [_export_lora(context, expert, folder, step=step, announce=announce) for expert in experts.values()]
+
+
+def export_transformers(context: Context, experts: Mapping[str, Expert], folder: Path) -> list[Path]:
+    """Write every fully trained transformer as a diffusers folder in the dtype of mixed precision.
+
+    The float32 masters are cast in place, since a copy may not fit: training must be over.
+    """
+    return [_export_transformer(context, expert, folder) for expert in experts.values()]
 
 
 def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, announce: bool) -> Path:
@@ -52,18 +58,19 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
     return path
 
 
-def _export_full(context: Context, expert: Expert, folder: Path) -> Path:
-    """A diffusers folder in the frozen weights' dtype, written beside, forced to disk and renamed."""
+def _export_transformer(context: Context, expert: Expert, folder: Path) -> Path:
+    """One folder, written beside, forced to disk and renamed."""
+    cast_for_saving(expert.transformer, context.weight_dtype)
     final = folder / EXPERT_SUBFOLDER[expert.name]
     temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     expert.transformer.save_pretrained(temporary)
     for path in (*temporary.iterdir(), temporary):
-        fsync_file(path)
+        sync(path)
     if final.exists():
         final.rename(old)  # so that no half of it is ever seen under its name
     temporary.rename(final)
-    fsync_file(folder)
+    sync(folder)
     shutil.rmtree(old, ignore_errors=True)
     return final

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from simplewan.app.context import Context
-from simplewan.app.export import export_weights
+from simplewan.app.export import export_loras, export_transformers
 from simplewan.app.resume import mark_finished
 from simplewan.app.roles import Expert
 from simplewan.batches.batch import Batch
@@ -65,10 +65,12 @@ class SaveHook:
             parts["scaler"] = scaler.state_dict()
         parts["run"] = {"step": step}
 
-        def add_exports(folder: Path) -> None:
-            export_weights(self._context, self._experts, folder, step=step)
+        def add_loras(folder: Path) -> None:
+            export_loras(self._context, self._experts, folder, step=step)
 
-        path = self._checkpoints.save(step, parts, record=self._context.loaded.resolved, extra=add_exports)
+        full = self._context.options.model.model_type == "full"
+        record = self._context.loaded.resolved
+        path = self._checkpoints.save(step, parts, record=record, extra=None if full else add_loras)
         self.saved = step
         self._context.signals.save_requested = False
         self._context.emit(CheckpointSaved(step=step, path=str(path), seconds=time.monotonic() - began))
@@ -169,6 +171,11 @@ class FinishHook:
     def at_end(self, step: int, *, finished: bool) -> None:
         if not finished:
             return
-        for path in export_weights(self._context, self._experts, self._context.output, step=step, announce=True):
+        context, output = self._context, self._context.output
+        if context.options.model.model_type == "full":
+            paths = export_transformers(context, self._experts, output)
+        else:
+            paths = export_loras(context, self._experts, output, step=step, announce=True)
+        for path in paths:
             self._context.emit(CheckpointSaved(step=step, path=str(path), is_final=True))
         mark_finished(self._context.output, step)

@@ -38,7 +38,7 @@ def find_resume(
             raise UserError(
                 Problem(
                     str(output),
-                    f"holds {len(there)} checkpoints, the newest of step {there[-1]}",
+                    f"holds checkpoints, the newest of step {there[-1]}",
                     fix='choose another output_dir, or resume_from_checkpoint = "latest"',
                 )
             )
@@ -51,9 +51,9 @@ def find_resume(
             *(
                 Problem(
                     f"{path.name} in {output}",
-                    f"was {record.get(key, 'the default')!r} when it was saved",
+                    f"was {_value(record, key)} when it was saved",
                     key=key,
-                    value=resolved.get(key, "the default"),
+                    value=_value(resolved, key),
                     fix="put the old value back, or choose another output_dir for a new run",
                 )
                 for key in changed
@@ -61,6 +61,17 @@ def find_resume(
         )
     emit(Notice(f"resuming from {path.name}"))
     return Resume(path, step)
+
+
+def _value(record: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or of "datasets.ID.KEY", in a saved record."""
+    if not key.startswith("datasets."):
+        return record.get(key, "the default")
+    _, name, *inner = key.split(".", 2)
+    entry = next((entry for entry in record.get("datasets", []) if entry.get("id") == name), None)
+    if entry is None:
+        return "absent"
+    return entry.get(inner[0], "the default") if inner else "present"
 
 
 def finished_step(output: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from simplewan.app.context import Context
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler
-from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora, load_adapter_state, train_fully
+from simplewan.errors import Problem, UserError
+from simplewan.models.adapters import (
+    adapter_parameters,
+    adapter_scale,
+    adapter_state,
+    add_lora,
+    load_adapter_state,
+    train_fully,
+)
+from simplewan.models.export import read_lora
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -79,6 +89,8 @@ def load_expert(context: Context, name: str) -> Expert:
         train_fully(transformer)
     else:
         add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
+        if options.adapter.init_lora is not None:
+            start_from_lora(transformer, options.adapter.init_lora)
     transformer.to(context.device).train()
     forward = WanForward(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
@@ -96,10 +108,22 @@ def load_expert(context: Context, name: str) -> Expert:
     return Expert(name, transformer, predict, sigma_bounds(context, name))
 
 
+def start_from_lora(transformer: nn.Module, path: Path) -> None:
+    """Put a LoRA file's weights into the adapter. Raises UserError when rank or targets differ."""
+    state, _ = read_lora(path)
+    scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
+    unfolded = {key: value / scale if ".lora_B." in key else value for key, value in state.items()}
+    try:
+        load_adapter_state(transformer, unfolded)
+    except ValueError as error:
+        fix = "use the lora_rank and lora_targets that it was trained with"
+        raise UserError(Problem("config", f"does not fit: {error}", "init_lora", str(path), fix)) from error
+
+
 def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
-    """The sampler of a role; announces buckets that are too small. Raises UserError when too little is left."""
+    """The sampler of a role. Raises UserError when too little is left."""
     options = context.options
-    sampler = Sampler(
+    return Sampler(
         fetch.gathered.refs(failed=fetch.caches.failed),
         options.data.train_batch_size,
         options.run.seed,
@@ -109,14 +133,12 @@ def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
         keep_small_buckets=options.data.disable_bucket_pruning,
         where=str(options.data.data_backend_config),
     )
-    for pruned in sampler.pruned:
-        context.say(f"{pruned}", warning=True)
-    return sampler
 
 
 def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:
     """A role around a loaded expert. `state` is its sampler's state in a checkpoint, None at the start."""
     options = context.options
+    data = options.data
     sampler = make_sampler(context, fetch, expert.name)
     if state is not None and (changed := sampler.load_state_dict(state)):
         what = ", ".join(changed)
@@ -143,7 +165,7 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
             warmup_steps=settings.lr_warmup_steps,
             total_steps=total_steps,
         ),
-        loader=Loader(sampler, fetch, prefetch=max(1, options.data.dataloader_prefetch_qlen)),
+        loader=Loader(sampler, fetch, prefetch=data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0),
         loss=loss,
         weights=partial(full_state if full else adapter_state, expert.transformer),
         load_weights=partial(load_full_state if full else load_adapter_state, expert.transformer),

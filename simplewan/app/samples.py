@@ -8,6 +8,7 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.batches.sizes import SampleRef
+from simplewan.caches.fill import FLUSH_RECORDS
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample
 from simplewan.data.scan import scan
@@ -38,6 +39,11 @@ class Gathered:
     def latents_folder(self, dataset: str) -> Path:
         """Where a dataset's latents, and its index, are kept."""
         return self.entries[dataset].cache_dir_vae or self.cache_dir / "vae" / dataset
+
+    def records_per_file(self, folder: Path) -> int:
+        """The write_batch_size of the text cache in `folder`."""
+        sizes = [entry.write_batch_size for entry in self.text_entries.values() if entry.cache_dir == folder]
+        return next((size for size in sizes if size), FLUSH_RECORDS)
 
     def text_folder(self, dataset: str | None) -> Path:
         """Where a dataset's text embeddings are kept: the entry it names, else the default one. None: the default."""

@@ -68,6 +68,8 @@ def _last_good(output: Path) -> str:
 def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports) -> None:
     options = loaded.options
     emit = reports.emit
+    for notice in loaded.notices:
+        emit(notice)
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
     resume = find_resume(
         checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit
@@ -85,7 +87,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         texts.append(settings.negative_prompt)
     caches = fill_caches(context, gathered, texts)
     fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
-    plan = make_plan(context, fetch)
+    plan = make_plan(context, fetch, validates=settings is not None)
     reports.set_total(plan.total_steps)
     if resume is not None and finished_step(output) == plan.total_steps == resume.step:
         context.say(f"this run is finished: {plan.total_steps} steps; raise max_train_steps to go on")
@@ -147,11 +149,13 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     emit(Stage("training", "Training", status="completed"))
 
 
-def make_plan(context: Context, fetch: Fetch) -> RunPlan:
-    """When the run ends, saves, validates and measures."""
+def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
+    """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
     options = context.options
     experts = context.flavour.trained_experts
     sampler = make_sampler(context, fetch, experts[0])
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,
         num_train_epochs=options.run.num_train_epochs,
@@ -161,7 +165,7 @@ def make_plan(context: Context, fetch: Fetch) -> RunPlan:
         roles=len(experts),
         checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
         checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
-        validation_step_interval=options.validation.validation_step_interval,
+        validation_step_interval=options.validation.validation_step_interval if validates else 0,
         eval_steps_interval=options.validation.eval_steps_interval,
     )
 

@@ -92,7 +92,7 @@ def make_validator(
     return Validator(
         settings,
         open_predict=open_predict,
-        embeds=caches.prompt,
+        embeds=lambda text: caches.text(text).clone().unsqueeze(0),
         decode=decode_latents,
         emit=context.emit,
         check=context.check,

@@ -22,11 +22,12 @@ class Loader:
     """Hands out `(batch, spec, sampler state after it)`; the state belongs to this batch, not to the prefetched ones.
 
     From now on the sampler belongs to the loader's thread. An exception of `fetch` is raised by `next`, in its turn and
-    by every later call. `waited_seconds` is the time that `next` has spent waiting.
+    by every later call. `waited_seconds` is the time that `next` has spent waiting. With `prefetch` 0 a batch is loaded
+    when it is asked for.
     """
 
     def __init__(self, sampler: Sampler, fetch: Callable[[BatchSpec], Batch], *, prefetch: int = 2) -> None:
-        assert prefetch >= 1
+        assert prefetch >= 0
         self.waited_seconds = 0.0
         self._sampler = sampler
         self._fetch = fetch
@@ -39,12 +40,13 @@ class Loader:
         """The next batch. Raises what `fetch` raised, `RuntimeError` after `close`."""
         if self._closed:
             raise RuntimeError("the loader is closed")
-        future = self._pending[0]
+        future = self._pending[0] if self._pending else self._executor.submit(self._load)
         start = time.perf_counter()
         result = future.result()
         self.waited_seconds += time.perf_counter() - start
-        self._pending.append(self._executor.submit(self._load))
-        self._pending.popleft()
+        if self._pending:
+            self._pending.append(self._executor.submit(self._load))
+            self._pending.popleft()
         return result
 
     def close(self) -> None:

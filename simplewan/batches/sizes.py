@@ -42,6 +42,13 @@ class Pruned:
     num_samples: int
     draws_per_epoch: float
 
+    def __str__(self) -> str:
+        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
+        return (
+            f"bucket {self.bucket} is left out: its {samples} give {self.draws_per_epoch:g} draws an epoch, fewer than "
+            "train_batch_size; raise repeats, add clips, or set disable_bucket_pruning"
+        )
+
 
 def appearances_until(ref: SampleRef, epochs: int, *, seed: int, role: str) -> int:
     """How often a sample enters the line in the first `epochs` epochs; fractions come out by a phase of its own."""

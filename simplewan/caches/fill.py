@@ -1,8 +1,8 @@
 """Filling a store: which encode groups have missing members, encoding them, and saying what changed and why.
 
-Imports this room, errors and events; `encode` is handed in. What is encoded is flushed every 64 MiB or 20 seconds: a
-kill loses at most that, and because the composition of a group never depends on what is missing, the records that a
-resumed fill adds have the same bits that an uninterrupted one would have written.
+Imports this room, errors and events; `encode` is handed in. What is encoded is flushed every 64 MiB, 128 records
+or 20 seconds: a kill loses at most that, and because the composition of a group never depends on what is missing, the
+records that a resumed fill adds have the same bits that an uninterrupted one would have written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from simplewan.events import Emit, Notice, Progress
 
 FLUSH_BYTES = 64 * 2**20
 FLUSH_SECONDS = 20.0
+FLUSH_RECORDS = 128
 OTHER_MEMBERS = "encode group"
 
 Encode = Callable[[Sequence[Item]], Sequence[torch.Tensor]]
@@ -58,6 +59,7 @@ def fill(
     check: Callable[[], None],
     flush_bytes: int = FLUSH_BYTES,
     flush_seconds: float = FLUSH_SECONDS,
+    flush_records: int = FLUSH_RECORDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> Filled:
     """Encode what the store lacks of `items`, whole encode groups at a time, and return every item's key.
@@ -72,7 +74,15 @@ def fill(
     _refuse_ambiguous(items)
     store.refresh()
     _report_damage(store, label=label, emit=emit)
-    work = _Work(store, items, batch_size=batch_size, flush_bytes=flush_bytes, flush_seconds=flush_seconds, clock=clock)
+    work = _Work(
+        store,
+        items,
+        batch_size=batch_size,
+        flush_bytes=flush_bytes,
+        flush_seconds=flush_seconds,
+        flush_records=flush_records,
+        clock=clock,
+    )
     _report_changes(work.changed, total=len(items), label=label, emit=emit)
     pending = deque(work.missing())
     done, total = 0, _count(pending)
@@ -107,6 +117,7 @@ class _Work:
     batch_size: int
     flush_bytes: int
     flush_seconds: float
+    flush_records: int
     clock: Callable[[], float]
     encoded: int = 0
     failed: dict[str, str] = field(default_factory=dict)
@@ -145,7 +156,8 @@ class _Work:
             self._buffer[record_key] = (own, origin)
             self._buffered_bytes += own.nbytes
             self.encoded += 1
-        if self._buffered_bytes >= self.flush_bytes or self.clock() - self._last_flush >= self.flush_seconds:
+        full = self._buffered_bytes >= self.flush_bytes or len(self._buffer) >= self.flush_records
+        if full or self.clock() - self._last_flush >= self.flush_seconds:
             self.flush()
 
     def leave_out(self, error: ItemError) -> None:

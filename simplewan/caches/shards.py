@@ -24,6 +24,8 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
+from simplewan.data.atomic import share_with_folder, sync
+
 SUFFIX = ".safetensors"
 TEMPORARY = re.compile(r"^\.shard-.*\.tmp-(?P<host>[^@]+)@(?P<pid>\d+)@(?P<started>\d+)@[0-9a-f]+$")
 FOREIGN_LEFTOVER_SECONDS = 24 * 3600
@@ -64,12 +66,12 @@ def write_shard(folder: Path, tensors: Mapping[str, torch.Tensor], origins: Mapp
     target = folder / f"{name}{SUFFIX}"
     try:
         save_file(tensors, temporary, metadata=metadata)
-        _fsync(temporary)
+        share_with_folder(temporary)
+        sync(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        _fsync(folder)
+    sync(folder)
     return target
 
 
@@ -151,11 +153,3 @@ def _started(pid: int) -> int:
 
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname()) or "localhost"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

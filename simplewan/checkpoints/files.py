@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-
-def fsync_file(path: Path) -> None:
-    """Force a file's, or a folder's entries', bytes to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from simplewan.data.atomic import atomic_path, share_with_folder
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that `path` holds the old or the new content, whole, whenever the process is killed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    fsync_file(temporary)
-    temporary.replace(path)
-    fsync_file(path.parent)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove_leftovers(output: Path) -> list[str]:
@@ -56,14 +45,10 @@ def remove_leftovers(output: Path) -> list[str]:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-
-
-def _sha256(stream: Any) -> str:
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -80,6 +65,7 @@ def write_part(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     if state and all(isinstance(value, torch.Tensor) for value in state.values()):
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, folder / f"{name}.safetensors")
+        share_with_folder(folder / f"{name}.safetensors")
     elif _is_json(state):
         write_json(folder / f"{name}.json", state)
     else:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simplewan.checkpoints.files import fsync_file, read_part, sha256, write_json, write_part
+from simplewan.checkpoints.files import read_part, sha256, write_json, write_part
+from simplewan.data.atomic import sync
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 
@@ -66,7 +67,7 @@ class CheckpointStore:
             extra(temporary)
         entries = []
         for path in sorted(item for item in temporary.rglob("*") if item.is_file()):
-            fsync_file(path)
+            sync(path)
             name = path.relative_to(temporary).as_posix()
             entries.append({"file": name, "size": path.stat().st_size, "sha256": sha256(path)})
         write_json(temporary / MANIFEST, {"step": step, "files": entries})
@@ -74,7 +75,7 @@ class CheckpointStore:
         if final.exists():
             self._discard(final)
         temporary.rename(final)
-        fsync_file(self.folder)
+        sync(self.folder)
         self.rotate(step)
         return final
 

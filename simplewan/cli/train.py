@@ -30,18 +30,19 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return EXIT_DONE
     config, placeholders = _configuration(arguments, environ)
     loaded = _load(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
-    for notice in loaded.notices:
-        print(f"{notice.severity}: {notice.message}", file=sys.stderr)
     if loaded.later:
+        for notice in loaded.notices:
+            print(f"{notice.severity}: {notice.message}", file=sys.stderr)
         print("this configuration asks for what is still to come:", file=sys.stderr)
         for problem in loaded.later:
             print(f"  {problem}", file=sys.stderr)
         return EXIT_USER_ERROR
     settle_environment(os.environ)
-    if arguments.example is not None:
+    example = arguments.example or arguments.env
+    if placeholders and example is not None:
         from simplewan.app.examples import prepare
 
-        prepare(arguments.example, Path(placeholders[PLACEHOLDER]))
+        prepare(example, Path(placeholders[PLACEHOLDER]))
         loaded = _load(arguments, config, environ, placeholders)
     from simplewan.app import train
 
@@ -75,12 +76,20 @@ def _configuration(arguments: Arguments, environ: Mapping[str, str]) -> tuple[Pa
         return arguments.config, {}
     try:
         if arguments.env is not None:
-            return _of_environment(arguments.env), {}
+            path = _of_environment(arguments.env)
+            return path, _copied_example(arguments.env, path, environ)
         if not DEFAULT_CONFIG.exists() and any(item.key == "data_backend_config" for item in arguments.overrides):
             return None, {}
         return _default_config(), {}
     except UserError as error:
         raise UserError(*arguments.problems, *error.problems) from None
+
+
+def _copied_example(name: str, path: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The placeholder of an example that was copied to config/NAME/; none in a configuration of the user's own."""
+    if example_folder(name) is None or f"{{{PLACEHOLDER}}}" not in path.read_text(encoding="utf-8"):
+        return {}
+    return {PLACEHOLDER: str(generated_folder(name, environ=environ))}
 
 
 def _of_environment(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Writing a file so that it is either there completely or not at all.
+"""Writing a file so that it is either there completely or not at all. Used by every room that keeps something.
 
 Imports nothing of this project. The price is a second name in the same folder and two fsyncs per file.
 """
@@ -10,29 +10,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; when the block ends well, the file written there becomes `path`."""
+    """Yield a temporary name beside `path`; when the block ends well, the file written there becomes `path`.
+
+    The temporary name is hidden and has the same ending, by which libraries tell formats. Whoever may read the folder
+    may read the file; some libraries write for the owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        share_with_folder(temporary)
+        sync(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` last through a power cut, where the system lets folders be opened."""
-    if os.name == "nt":
+def share_with_folder(path: Path) -> None:
+    """Let whoever may read or write the folder of `path` read or write `path`."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the renames inside a folder, last through a power cut."""
+    if os.name == "nt":  # where folders cannot be opened
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -110,27 +110,28 @@ def target_size(width: int, height: int, rule: SizeRule) -> Size:
     """The bucket's size for a source of `width` x `height`.
 
     By area: W = round(edge sqrt(a)), H = round(edge / sqrt(a)), rounded to the multiple, where a is the aspect ratio
-    rounded to `aspect_rounding` decimals: sources of nearly the same shape share a bucket.
+    rounded to `aspect_rounding` decimals: sources of nearly the same shape share a bucket. A source on its side gets
+    the same size on its side.
     """
     if rule.exact:
         return min(rule.exact, key=lambda size: _aspect_distance(width / height, size[0] / size[1]))
-    aspect = bucket_aspect(width / height, rule)
+    aspect = bucket_aspect(max(width, height) / min(width, height), width < height, rule)
     if rule.resolution_type == "pixel":
         across, down = (rule.resolution * max(1.0, aspect), rule.resolution * max(1.0, 1 / aspect))
     else:
         edge = math.sqrt(rule.resolution * MEGAPIXEL) if rule.resolution_type == "area" else rule.resolution
         across, down = edge * math.sqrt(aspect), edge / math.sqrt(aspect)
-    return round_to_multiple(across, rule.multiple), round_to_multiple(down, rule.multiple)
+    size = round_to_multiple(across, rule.multiple), round_to_multiple(down, rule.multiple)
+    return size[::-1] if width < height else size
 
 
-def bucket_aspect(aspect: float, rule: SizeRule) -> float:
-    """The aspect ratio of the bucket for a source of `aspect`."""
+def bucket_aspect(aspect: float, upright: bool, rule: SizeRule) -> float:
+    """The aspect ratio, long side by short side, of the bucket for a source of `aspect`; below 1 it is turned."""
     if rule.shape == SQUARE:
         return 1.0
     if rule.shape == CLOSEST and rule.aspects:
-        return min(rule.aspects, key=lambda choice: _aspect_distance(aspect, choice))
-    if aspect < 1:  # long side by short side, so that a source on its side gets the same size on its side
-        return 1 / round(1 / aspect, rule.aspect_rounding)
+        choices = [1 / choice if upright else choice for choice in rule.aspects]
+        return min(choices, key=lambda choice: _aspect_distance(aspect, choice))
     return round(aspect, rule.aspect_rounding)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simplewan.data.media import MediaError, MediaInfo
+from simplewan.data.mediainfo import MediaError, MediaInfo
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,52 +8,20 @@ Legend: F frames, H height, W width; frames are uint8 RGB.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simplewan.data.atomic import atomic_path
+from simplewan.data.images import probe_image, read_image
+from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
+from simplewan.data.videos import probe_video, read_video
 
 if TYPE_CHECKING:
     import numpy as np
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-HD_LINES = 720
-# swscale's flags for colour conversion: BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND, BITEXACT. Full chroma,
-# and the same bits on every processor.
-EXACT_CONVERSION = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
-
-
-class MediaError(ValueError):
-    """A file that cannot be used; `reason` says why, without the file's name.
-
-    `lasting` is false where the file itself may be sound (no permission, a disk that fails): worth another try.
-    """
-
-    def __init__(self, reason: str, *, lasting: bool = True) -> None:
-        self.reason, self.lasting = reason, lasting
-        super().__init__(reason)
-
-
-@dataclass(frozen=True)
-class MediaInfo:
-    """What a file holds. Width and height are those of the picture as shown: rotated, with square pixels.
-
-    `times` are the frames' seconds from the first one, in order; `fps` the rate while it runs evenly (0 for a picture).
-    `rotation` is in degrees counter-clockwise. `remarks` are oddities worth telling.
-    """
-
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    seconds: float
-    is_image: bool
-    rotation: int = 0
-    times: tuple[float, ...] = (0.0,)
-    remarks: tuple[str, ...] = ()
 
 
 def is_image_name(name: str) -> bool:
@@ -70,11 +38,7 @@ def probe(path: Path | str) -> MediaInfo:
     """What the file holds; frames are counted by reading packets, one frame is decoded. Raises MediaError."""
     path = _readable(path)
     if is_image_name(path.name):
-        from simplewan.data.images import probe_image
-
         return probe_image(path)
-    from simplewan.data.videos import probe_video
-
     return probe_video(path)
 
 
@@ -94,12 +58,8 @@ def iter_frames(
     """
     path = _readable(path)
     if is_image_name(path.name):
-        from simplewan.data.images import read_image
-
         yield read_image(path)
         return
-    from simplewan.data.videos import read_video
-
     yield from read_video(path, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps)
 
 

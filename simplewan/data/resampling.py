@@ -42,7 +42,7 @@ def pick_nearest(
                     k += 1
         previous = current
     # The last frame is on screen for as long as the one before it was.
-    if previous is not None and start_seconds + k / fps < previous[0] + max(interval, TIE):
+    if previous is not None and start_seconds + k / fps < previous[0] + max(interval - TIE, TIE):
         yield previous
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simplewan.data.media import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
+from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
 from simplewan.data.resampling import pick_nearest, typical_rate
 
 if TYPE_CHECKING:

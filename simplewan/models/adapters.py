@@ -184,6 +184,14 @@ def adapters_off(transformer: nn.Module) -> Iterator[None]:
             layer._disable_adapters = was_off
 
 
+def cast_for_saving(transformer: Any, dtype: torch.dtype) -> None:
+    """All weights in `dtype`, in place, but for the modules that diffusers keeps in float32."""
+    kept = set(transformer._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
 def train_fully(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """All weights trainable, as float32 masters (fewer bits are autocast's business), by name."""
     transformer.float().requires_grad_(True)

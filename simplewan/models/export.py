@@ -8,7 +8,6 @@ Imports torch, safetensors, and diffusers on use.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from simplewan.data.atomic import atomic_path
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import Flavour
 from simplewan.models.keys import UNIVERSAL_PREFIX, to_diffusers, to_original
@@ -108,22 +108,17 @@ def save_lora(
     finite or the file does not read back.
     """
     universal = universal_state(state, scale=scale, dtype=dtype)
-    temporary = path.with_name(f".tmp-{path.name}")  # diffusers reads the ending
-    try:
+    with atomic_path(path) as temporary:
         save_file(universal, temporary, metadata=dict(metadata))
         sort_metadata(temporary)
         report = verify_lora_file(temporary, transformer)
         if report.modules != len(universal) // 2:
             raise ValueError(f"{path.name} reads back {report.modules} of {len(universal) // 2} modules")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
     return LoraReport(**{**vars(report), "path": path})
 
 
 def sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order, in place, and force it to disk.
+    """Put a safetensors file's metadata in order, in place.
 
     The library writes metadata in a random order, and then the same weights would not be the same bytes.
     """
@@ -135,8 +130,6 @@ def sort_metadata(path: Path) -> None:
         assert len(text) == length, "the sorted header is as long as it was"
         stream.seek(8)
         stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def verify_lora_file(path: Path, transformer: nn.Module) -> LoraReport:
@@ -217,11 +210,3 @@ def _base_weight(transformer: nn.Module, module: str) -> Tensor:
     except AttributeError as error:
         raise ValueError(f"the model has no module {module}") from error
     return getattr(layer, "base_layer", layer).weight
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

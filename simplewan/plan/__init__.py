@@ -3,7 +3,7 @@
 Pure functions of numbers: no files, no torch. Used by training and by everything that shows a plan before it is run.
 """
 
-from simplewan.plan.disk import latents_bytes, lora_bytes, text_bytes
+from simplewan.plan.disk import latents_bytes
 from simplewan.plan.steps import RunPlan, plan_run
 
-__all__ = ["RunPlan", "latents_bytes", "lora_bytes", "plan_run", "text_bytes"]
+__all__ = ["RunPlan", "latents_bytes", "plan_run"]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simplewan.data.atomic import atomic_path
 from simplewan.events import CheckpointSaved, ErrorHappened, Event, Progress, RunSummary, Stage, as_record
 
 LOG_NAME = "events.jsonl"
@@ -154,10 +155,6 @@ def _filter(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
     lines = list(_lines(path))
     kept = [line for line, record in lines if record is not None and keep(record)]
     if len(kept) < len(lines):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
     return len(lines) - len(kept)

@@ -26,15 +26,19 @@ class OptimizerSettings:
 
 
 def _adamw(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    fused = all(parameter.is_cuda for parameter in parameters)
     return torch.optim.AdamW(
         parameters,
         lr=settings.lr,
         betas=settings.betas or (0.9, 0.999),
         eps=settings.eps if settings.eps is not None else 1e-8,
         weight_decay=settings.weight_decay,
-        fused=fused or None,
+        fused=_can_fuse(parameters) or None,
     )
+
+
+def _can_fuse(parameters: Sequence[Parameter]) -> bool:
+    """Whether torch has one kernel for all of a step: on CUDA and, for plain floating point, on the CPU."""
+    return all(parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters)
 
 
 def _bnb_adamw8bit(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simplewan.models.wan.linear import linear, linears
-from simplewan.models.wan.rotary import rotate
+from simplewan.models.wan.normed import normed_heads
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,21 @@ def gated_sum(hidden_BSD: Tensor, branch_BSD: Tensor, gate_BRPD: Tensor) -> Tens
 def self_attention(attn: nn.Module, hidden_BSD: Tensor, rotary: Tensor) -> Tensor:
     """Attention among the video tokens, with rotary positions. (B, S, D) -> same."""
     query, key, value = linears((attn.to_q, attn.to_k, attn.to_v), hidden_BSD)
-    heads = (attn.heads, -1)
-    query = rotate(attn.norm_q(query).unflatten(2, heads), rotary)
-    key = rotate(attn.norm_k(key).unflatten(2, heads), rotary)
-    return _output(attn, attention(query, key, value.unflatten(2, heads)).flatten(2))
+    query = normed_heads(attn.norm_q, query, attn.heads, rotary)
+    key = normed_heads(attn.norm_k, key, attn.heads, rotary)
+    return _output(attn, attention(query, key, value.unflatten(2, (attn.heads, -1))).flatten(2))
 
 
 def cross_attention(attn: nn.Module, hidden_BSD: Tensor, shared: Shared) -> Tensor:
     """Attention to the text, and to the image tokens where the model has them. (B, S, D) -> same."""
     heads = (attn.heads, -1)
-    query = attn.norm_q(linear(attn.to_q, hidden_BSD)).unflatten(2, heads)
+    query = normed_heads(attn.norm_q, linear(attn.to_q, hidden_BSD), attn.heads)
     key, value = linears((attn.to_k, attn.to_v), shared.text_BLD)
-    key = attn.norm_k(key).unflatten(2, heads)
+    key = normed_heads(attn.norm_k, key, attn.heads)
     result = attention(query, key, value.unflatten(2, heads), bias=shared.text_bias).flatten(2)
     if shared.image_BLD is not None:
         key, value = linears((attn.add_k_proj, attn.add_v_proj), shared.image_BLD)
-        key = attn.norm_added_k(key).unflatten(2, heads)
+        key = normed_heads(attn.norm_added_k, key, attn.heads)
         result = result + attention(query, key, value.unflatten(2, heads)).flatten(2)
     return _output(attn, result)
 

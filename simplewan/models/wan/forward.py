@@ -14,6 +14,7 @@ from collections.abc import Collection, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -97,7 +98,7 @@ def embed(
     text_BLD, text_bias = merge_padding(text_BLD.to(dtype), text_lengths)
     temb_BRD = _embed_time(conditions, timestep).to(dtype)
     rows_BR6D = conditions.time_proj(conditions.act_fn(temb_BRD)).unflatten(-1, (6, -1))
-    hidden_BSD = transformer.patch_embedding(hidden_states_BCFHW.to(dtype)).flatten(2).transpose(1, 2).contiguous()
+    hidden_BSD = embed_patches(transformer.patch_embedding, hidden_states_BCFHW.to(dtype))
     text_BLD = conditions.text_embedder(text_BLD)
     if image_BLD is not None:
         image_BLD = conditions.image_embedder(image_BLD.to(dtype))
@@ -105,6 +106,15 @@ def embed(
         text_bias = text_bias.to(text_BLD.dtype)
     table = rotary.table(hidden_states_BCFHW)
     return hidden_BSD, temb_BRD, Shared(text_BLD, text_bias, image_BLD, rows_BR6D, token_rows, table)
+
+
+def embed_patches(convolution: nn.Conv3d, latents_BCFHW: Tensor) -> Tensor:
+    """The patch embedding as one matrix product: its kernel is its stride. (B, C, F, H, W) -> (B, S, D)."""
+    patches = latents_BCFHW
+    for axis, step in zip((2, 4, 6), convolution.kernel_size, strict=True):
+        patches = patches.unflatten(axis, (-1, step))
+    patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+    return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
 
 
 def _embed_time(conditions: nn.Module, timestep: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""Training one expert of Wan 2.2 A14B, on a tiny model with both: the right transformer, timesteps and file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import WanPipeline, WanTransformer3DModel
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import save_tiny_model
+
+from simplewan.cli import main
+from simplewan.mini.clips import write_dataset
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of two experts and six clips."""
+    folder = tmp_path_factory.mktemp("a14b")
+    save_tiny_model(folder / "model", two_experts=True)
+    write_dataset(folder / "clips", seed=1, count=6)
+    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(folder / "clips"), "resolution": 64}
+    (folder / "data.json").write_text(json.dumps([{**entry, "video": {"num_frames": 9}}]))
+    config = {
+        "pretrained_model_name_or_path": str(folder / "model"),
+        "data_backend_config": str(folder / "data.json"),
+        "cache_dir": str(folder / "cache"),
+        "mixed_precision": "no",
+        "vae_dtype": "fp32",
+        "lora_rank": 4,
+        "learning_rate": 1e-2,
+        "max_train_steps": 3,
+        "validation_prompt": "a red circle moves left",
+        "validation_resolution": "64x64",
+        "validation_num_video_frames": 5,
+        "validation_num_inference_steps": 3,
+        "disable_benchmark": True,
+        "report_to": "tensorboard",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "subfolder", "low", "high"), [("high", "transformer", 875, 1000), ("low", "transformer_2", 0, 875)]
+)
+def test_a_stage_trains_its_own_expert(
+    stage: str, subfolder: str, low: float, high: float, place: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}"]
+    assert main([*arguments, f"model_flavour=t2v-14b-2.2-{stage}"]) == 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    metrics = [event for event in events if event["type"] == "metric"]
+    assert all(low <= event["timestep"] <= high and event["role"] == stage for event in metrics)
+    assert [event["note"] for event in events if event["type"] == "validation"] == ["single expert"]
+    path = tmp_path / f"pytorch_lora_weights_{stage}_noise.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["expert"], metadata["boundary"]) == (f"{stage}_noise", "0.875")
+    # What diffusers makes of the file is what was trained: base and adapter of this expert, not of the other.
+    pipeline = WanPipeline.from_pretrained(place / "model")
+    pipeline.load_lora_weights(tmp_path, weight_name=path.name, load_into_transformer_2=stage == "low")
+    loaded = pipeline.transformer_2 if stage == "low" else pipeline.transformer
+    base = WanTransformer3DModel.from_pretrained(place / "model", subfolder=subfolder)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 2, 8, 8, generator=generator),
+        "timestep": torch.tensor([900.0]),
+        "encoder_hidden_states": torch.randn(1, 512, 32, generator=generator),
+    }
+    with torch.no_grad():
+        with_lora, without = loaded(**inputs).sample, base(**inputs).sample
+        loaded.disable_adapters()
+        assert torch.equal(loaded(**inputs).sample, without)
+    assert (with_lora - without).abs().max() > 1e-4
+    board = EventAccumulator(str(next((tmp_path / "logs").iterdir())))
+    board.Reload()
+    assert [event.step for event in board.Scalars(f"{stage}/loss")] == [1, 2, 3]
+
+
+def test_a_boundary_of_ones_own_cuts_the_timesteps(place: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}", "validation_disable=true"]
+    own = ["model_flavour=t2v-a14b-2.2-low", "timestep_boundary=500", "min_timestep=450", "flow_schedule_shift=1"]
+    assert main([*arguments, *own]) == 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert all(450 <= event["timestep"] <= 500 for event in events if event["type"] == "metric")
+
+
+def test_the_wrong_model_is_refused_at_once(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}"]
+    assert main([*arguments, "model_flavour=i2v-a14b-2.2-high"]) == 2
+    assert main([*arguments, "pretrained_model_name_or_path=no/where/at/all"]) == 2
+    assert "Traceback" not in capfd.readouterr().err
