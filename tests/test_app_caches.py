@@ -1,0 +1,300 @@
+"""The caches through the real command: what changed is encoded again, with a reason, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+
+from simplewan.app import caching
+from simplewan.app.examples import prepare
+from simplewan.caches.groups import encode_groups
+from simplewan.caches.keys import Item
+from simplewan.caches.shards import digest
+from simplewan.caches.store import Store
+from simplewan.cli import main
+from simplewan.data import scan
+from simplewan.data.backends import LocalBackend
+
+# All of one shape class, so that they may be encoded together; one more is kept for later.
+CLIPS = {"wide": ("clip-000", "clip-003", "clip-004", "clip-006", "clip-009"), "other": ("clip-010", "clip-013")}
+SPARE = "clip-012"
+EXAMPLE = Path(caching.__file__).resolve().parents[1] / "examples" / "mini"
+SETTINGS = {
+    "train_batch_size": 1,
+    "vae_batch_size": 1,
+    "max_train_steps": 1,
+    "checkpoint_step_interval": 100,
+    "eval_steps_interval": 0,
+    "validation_disable": True,
+}
+
+
+@dataclass
+class Work:
+    """What a start did: items encoded, files probed and read."""
+
+    texts: list[list[Item]] = field(default_factory=list)
+    latents: list[list[Item]] = field(default_factory=list)
+    probed: list[str] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def latent_names(self) -> list[str]:
+        return sorted(item.name for group in self.latents for item in group)
+
+    @property
+    def text_names(self) -> list[str]:
+        return sorted(item.name for group in self.texts for item in group)
+
+    def notice(self, *words: str) -> str:
+        """The one notice that has all these words."""
+        found = [text for text in self.notices if all(word in text for word in words)]
+        assert len(found) == 1, (words, self.notices)
+        return found[0]
+
+
+class Project:
+    """A folder with clips, captions, a model, and the JSON files of a run over them."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.settings: dict[str, Any] = {**json.loads((EXAMPLE / "config.json").read_text()), **SETTINGS}
+        self.settings["pretrained_model_name_or_path"] = str(model)
+        self.settings["cache_dir"] = str(folder / "cache")
+        self.settings["data_backend_config"] = str(folder / "data.json")
+        video, texts = json.loads((EXAMPLE / "multidatabackend.json").read_text())
+        self.datasets: list[dict[str, Any]] = []
+        for name in CLIPS:
+            place = {"instance_data_dir": str(folder / name), "cache_dir_vae": str(folder / "cache" / "vae" / name)}
+            self.datasets.append({**video, "id": name, **place})
+        self.datasets.append({**texts, "cache_dir": str(folder / "cache" / "text")})
+        self.starts = 0
+
+    def file(self, dataset: str, name: str) -> Path:
+        return self.folder / dataset / name
+
+    def add(self, source: Path, dataset: str, clip: str) -> None:
+        """Put a clip of the example with its caption into a dataset."""
+        self.file(dataset, "").mkdir(parents=True, exist_ok=True)
+        for ending in (".mp4", ".txt"):
+            shutil.copy2(source / f"{clip}{ending}", self.file(dataset, f"{clip}{ending}"))
+
+    def start(self) -> Work:
+        """`simpletuner train` into a new output folder, watched."""
+        self.starts += 1
+        output = self.folder / f"out-{self.starts}"
+        (self.folder / "data.json").write_text(json.dumps(self.datasets))
+        (self.folder / "config.json").write_text(json.dumps(self.settings))
+        work = Work()
+        with pytest.MonkeyPatch.context() as patch:
+            watch(patch, work)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            arguments = ["train", "--config", str(self.folder / "config.json"), f"output_dir={output}"]
+            work.exit_code = main([*arguments, f"user_prompt_library={EXAMPLE / 'user_prompt_library.json'}"])
+        lines = (output / "events.jsonl").read_text().splitlines()
+        work.notices = [record["message"] for record in map(json.loads, lines) if record["type"] == "notice"]
+        assert work.exit_code == 0
+        assert (output / "pytorch_lora_weights.safetensors").exists()
+        return work
+
+    def records(self, part: str) -> dict[str, str]:
+        """The digests of the records of a cache ("text", "vae/wide"), by key."""
+        store = Store(self.folder / "cache" / part)
+        return {key: digest(store.get(key).contiguous()) for key in store.keys()}  # noqa: SIM118
+
+
+def watch(patch: pytest.MonkeyPatch, work: Work) -> None:
+    """Record in `work` what is encoded, probed and read."""
+
+    def before(owner: Any, name: str, note: Callable[..., None]) -> None:
+        original = getattr(owner, name)
+
+        def noting(*arguments: Any) -> Any:
+            note(*arguments)
+            return original(*arguments)
+
+        patch.setattr(owner, name, noting)
+
+    before(caching._TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
+    before(caching._VaeEncoder, "__call__", lambda _self, items: work.latents.append(list(items)))
+    before(scan, "probe", lambda path: work.probed.append(Path(path).name))
+    for name in ("open", "read"):
+        before(LocalBackend, name, lambda _self, path: work.opened.append(path))
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example") / "mini"
+    prepare("mini", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filled(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose caches are full, one record an encode group."""
+    project = Project(tmp_path_factory.mktemp("filled"), example / "model")
+    for dataset, clips in CLIPS.items():
+        for clip in clips:
+            project.add(example / "clips", dataset, clip)
+    work = project.start()
+    assert len(work.latent_names) == 7
+    assert len(work.text_names) == 8  # a caption each, and none
+    return project.folder
+
+
+@pytest.fixture
+def project(filled: Path, example: Path, tmp_path: Path) -> Iterator[Project]:
+    """A copy of it, so that each test begins with full caches."""
+    folder = tmp_path / "project"
+    shutil.copytree(filled, folder, ignore=shutil.ignore_patterns("out-*", "*.sqlite"))
+    yield Project(folder, example / "model")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_second_start_encodes_and_opens_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = project.start()
+    assert len(first.probed) == 7
+    assert first.text_names == first.latent_names == []  # the copy of a cache serves wherever it lies
+
+    def fail(*_arguments: object) -> None:
+        raise AssertionError("no model is needed")
+
+    monkeypatch.setattr(caching, "load_vae", fail)
+    monkeypatch.setattr(caching, "load_text_encoder", fail)
+    second = project.start()
+    assert second.probed == second.opened == second.text_names == second.latent_names == []
+
+
+def test_an_edited_caption_encodes_one_text_and_says_which(project: Project) -> None:
+    project.file("wide", "clip-003.txt").write_text("a green dog barks at a moon\n")
+    work = project.start()
+    assert work.text_names == ["wide/clip-003.mp4, caption 1"]
+    assert work.latent_names == []
+    assert "1 of 8" not in work.notice("Caching text", "encoded again")  # the empty caption counts for each dataset
+    assert "prompt changed (1): wide/clip-003.mp4, caption 1" in work.notice("Caching text", "encoded again")
+    assert "1 encoded" in work.notice("text:", "already cached")
+
+
+@pytest.mark.parametrize(
+    ("change", "components"),
+    [
+        ({"resolution": 64}, ("width", "height", "resize_width")),
+        ({"crop": True, "crop_aspect": "square"}, ("width", "crop_left")),
+    ],
+    ids=["resolution", "crop"],
+)
+def test_another_size_encodes_that_datasets_latents_and_says_why(
+    change: dict[str, Any], components: tuple[str, ...], project: Project
+) -> None:
+    before = dict(project.datasets[0])
+    project.datasets[0] |= change
+    work = project.start()
+    assert work.text_names == []
+    assert work.latent_names == [f"wide/{clip}.mp4" for clip in CLIPS["wide"]]
+    notice = work.notice("Caching latents of wide", "5 of 5 are encoded again")
+    assert all(component in notice for component in components)
+    assert not any("Caching latents of other" in text for text in work.notices)
+    project.datasets[0] = before
+    assert project.start().latent_names == []  # nothing was thrown away
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_new_clip_encodes_itself_and_at_most_its_group(batch_size: int, project: Project, example: Path) -> None:
+    project.settings["vae_batch_size"] = batch_size
+    if batch_size > 1:
+        project.start()
+    project.add(example / "clips", "wide", SPARE)
+    work = project.start()
+    new = f"wide/{SPARE}.mp4"
+    assert work.text_names == [f"{new}, caption 1"]
+    items = [item for group in work.latents for item in group]
+    assert new in work.latent_names
+    if batch_size == 1:
+        assert work.latent_names == [new]
+        return
+    # The groups that the new clip made, and none of the others.
+    with Store(project.folder / "cache" / "vae" / "wide") as store:
+        everything = {store.newest(f"wide/{clip}.mp4") for clip in (*CLIPS["wide"], SPARE)}
+    planned = [Item(record.names[0], record.components, "96x64@17") for record in everything]
+    without = encode_groups([item for item in planned if item.name != new], batch_size=batch_size)
+    expected = {item.name for group in encode_groups(planned, batch_size=batch_size) for item in group.items}
+    for group in encode_groups(planned, batch_size=batch_size):
+        if any(group.keys == old.keys for old in without):
+            expected -= {item.name for item in group.items}
+    assert {item.name for item in items} == expected
+    assert new in expected
+
+
+def test_broken_clips_are_named_and_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.file("wide", "clip-004.mp4").write_bytes(b"this is no video" * 99)
+    damage(project.file("wide", "clip-009.mp4"))
+    work = project.start()
+    assert "does not decode" in work.notice("clip-004.mp4")
+    notice = work.notice("wide/clip-009.mp4 is left out")
+    assert "is damaged" in notice
+    again = project.start()
+    assert again.notice("wide/clip-009.mp4 is left out") == notice
+    assert again.notice("clip-004.mp4") == work.notice("clip-004.mp4")
+
+
+def damage(path: Path) -> None:
+    """Overwrite some of a later frame, which shows only when it is decoded."""
+    import av
+
+    with av.open(str(path)) as container:
+        packet = sorted((p for p in container.demux(video=0) if p.size), key=lambda p: p.pts)[8]
+    data = bytearray(path.read_bytes())
+    for position in range(packet.pos + packet.size // 3, packet.pos + packet.size * 2 // 3):
+        data[position] ^= 0x5A
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["cut off", "overwritten"])
+def test_a_damaged_shard_is_noticed_and_encoded_again_to_the_same_bits(how: str, project: Project) -> None:
+    before = project.records("vae/wide")
+    (shard,) = (project.folder / "cache" / "vae" / "wide").glob("shard-*.safetensors")
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-100] if how == "cut off" else b"\0" * 64 + data[64:])
+    work = project.start()
+    assert work.notice(shard.name, "is damaged", "are encoded again")
+    assert len(work.latent_names) == 5
+    assert work.text_names == []
+    assert project.records("vae/wide") == before
+    assert not any("is damaged" in text for text in project.start().notices)
+
+
+def test_a_touched_file_is_looked_at_and_not_encoded(project: Project) -> None:
+    project.start()
+    os.utime(project.file("wide", "clip-006.mp4"), (1, 1))
+    work = project.start()
+    assert work.probed == ["clip-006.mp4"]
+    assert work.opened == ["clip-006.mp4"]  # hashed
+    assert work.text_names == work.latent_names == []
+
+
+def test_another_vae_encodes_all_latents(project: Project, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(project.settings["pretrained_model_name_or_path"], model)
+    project.settings["pretrained_model_name_or_path"] = str(model)
+    assert project.start().latent_names == []  # the same model in another place
+    path = model / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    name = next(key for key in sorted(state) if key.startswith("encoder") and key.endswith("weight"))
+    save_file({**state, name: state[name] + torch.full_like(state[name], 0.01)}, path, metadata={"format": "pt"})
+    work = project.start()
+    assert len(work.latent_names) == 7
+    assert work.text_names == []
+    assert "because vae changed (5)" in work.notice("Caching latents of wide")
+    assert "because vae changed (2)" in work.notice("Caching latents of other")
