@@ -17,8 +17,8 @@ EXACT_CONVERSION = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 def load_av() -> Any:
     """The module av, with FFmpeg's messages kept in FFmpeg.
 
-    PyAV's own log function takes Python's interpreter lock. FFmpeg's threads log too, and while one thread closes a file,
-    holding the lock and waiting for them, they would wait for it: several threads that read files hang for good.
+    PyAV's own log function takes Python's interpreter lock. FFmpeg's threads log too, and while one thread closes a
+    file, holding the lock and waiting for them, they would wait for it: several readers would hang for good.
     """
     import av
     import av.logging
