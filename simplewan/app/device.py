@@ -28,7 +28,8 @@ def make_accelerator(options: Options, emit: Emit) -> Accelerator:
         )
     if options.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not warn_only: with it the attention kernels keep their nondeterministic backward and only warn.
+        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     accelerator = Accelerator(
         mixed_precision=precision, gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps
