@@ -35,3 +35,8 @@ def test_deterministic_is_more_than_a_warning() -> None:
     make_accelerator(options(deterministic=True), silent)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_the_environment_does_not_change_the_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    assert make_accelerator(options(accumulation=2), silent).gradient_accumulation_steps == 2
