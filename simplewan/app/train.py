@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from simplewan.app.hooks import EvalHook, FinishHook, SaveHook, ValidationHook
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step
 from simplewan.app.roles import Expert, load_expert, make_objective, make_role, make_sampler
-from simplewan.app.samples import gather
+from simplewan.app.samples import Gathered, gather
 from simplewan.app.validating import collect, make_validator, render_settings
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore, OutputLock
@@ -21,6 +22,7 @@ from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailu
 from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
 from simplewan.objectives.flow import sample_sigmas
+from simplewan.objectives.supervised import SupervisedFlowMatching
 from simplewan.options import Loaded
 from simplewan.plan import RunPlan, plan_run
 from simplewan.reporting.quiet import quiet_loading_bars
@@ -93,7 +95,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     emit(Stage("model", "Loading the transformer"))
     experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
     roles = build_roles(context, experts, fetch=fetch, plan=plan, checkpoints=checkpoints, resume=resume)
-    draw_histogram(context, experts)
+    draw_histogram(context, experts, gathered)
     hooks = [
         SaveHook(
             context,
@@ -185,22 +187,34 @@ def build_roles(
     return roles
 
 
-def draw_histogram(context: Context, experts: Mapping[str, Expert]) -> None:
+def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Gathered) -> None:
     """The picture of the timesteps that each role draws, saved before the first step."""
     import torch
 
     objective = make_objective(context)
+    counts = count_shifts(context, objective, gathered)
     draws = {}
     for name, expert in experts.items():
         generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
-        draws[name] = sample_sigmas(
-            HISTOGRAM_DRAWS,
-            sampling=objective.sampling,
-            shift=objective.shift,
-            bounds=expert.sigma_bounds,
-            generator=generator,
-        )
+        sigmas = [
+            sample_sigmas(
+                -(-HISTOGRAM_DRAWS * count // sum(counts.values())),
+                sampling=objective.sampling,
+                shift=shift,
+                bounds=expert.sigma_bounds,
+                generator=generator,
+            )
+            for shift, count in counts.items()
+        ]
+        draws[name] = torch.cat(sigmas)
     save_histogram(context.output / "timesteps.png", draws, boundary=context.flavour.boundary)
+
+
+def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, int]:
+    """How many samples are trained at each shift."""
+    stride = context.flavour.vae.spatial_stride
+    clips = (sample.clip for sample in gathered.samples.values())
+    return dict(Counter(objective.shift_for(clip.height // stride, clip.width // stride) for clip in clips))
 
 
 def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
