@@ -13,10 +13,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from simplewan.app.hooks import SaveHook
 from simplewan.cli import main
+from simplewan.validation import histogram
 from simplewan.validation.runner import Validator
 
 Run = Callable[..., int]
@@ -227,6 +229,24 @@ def test_a_lora_starts_from_another(run: Run, tmp_path: Path, capfd: pytest.Capt
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
     assert run("third", *QUIET, "max_train_steps=1", "lora_rank=4", start) == 2
     assert "init_lora" in capfd.readouterr().err
+
+
+def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        histogram, "timestep_histogram", lambda draws, **_how: drawn.append(draws) or Image.new("L", (1, 1))
+    )
+    for name, auto in (("auto", "true"), ("fixed", "false")):
+        assert run(name, *QUIET, "max_train_steps=1", f"flow_schedule_auto_shift={auto}") == 0
+    # 96x64 pixels are 24 tokens a frame: shift exp(0.46), and the median of a shifted draw is s / (1 + s)
+    assert drawn[1]["high"].median().item() == pytest.approx(0.5, abs=0.02)
+    assert drawn[0]["high"].median().item() == pytest.approx(0.613, abs=0.02)
+    with safe_open(tmp_path / "auto" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        assert "shift" not in file.metadata()
+    with safe_open(tmp_path / "fixed" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        assert file.metadata()["shift"] == "1.0"
 
 
 def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:

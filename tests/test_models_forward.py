@@ -15,9 +15,10 @@ from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simplewan.models.adapters import add_lora, train_fully
-from simplewan.models.wan.forward import WanForward, velocity
+from simplewan.models.wan.forward import WanForward, embed, velocity
 from simplewan.models.wan.linear import linear
 from simplewan.models.wan.padding import padding_bias
+from simplewan.models.wan.rotary import Rotary
 from tests.tiny import save_tiny_model, seeded, tiny_transformer
 
 FLOAT32, BFLOAT16 = 1e-5, 0.05
@@ -271,6 +272,18 @@ def test_padding_counts_as_often_as_it_stands_there(dtype: torch.dtype, error: f
         biases = padding_bias(count, copies=3 if dtype == torch.bfloat16 else 1, dtype=dtype)
         assert torch.tensor(biases).exp().sum().item() == pytest.approx(count, rel=error)
         assert torch.equal(torch.tensor(biases).to(dtype).double(), torch.tensor(biases, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("length", [2, 60, 150])
+@torch.no_grad()
+def test_padding_is_counted_in_the_dtype_of_autocast(length: int) -> None:
+    transformer = tiny_transformer()  # float32 masters, as in a full fine-tune
+    latents, timestep, text = inputs(transformer, 1)
+    how = {"token_rows": None, "text_lengths": (length,), "rotary": Rotary(transformer.rope)}
+    with torch.autocast("cpu", torch.bfloat16):
+        _, _, shared = embed(transformer, latents, timestep, text, None, **how)
+    assert shared.text_bias.dtype == torch.bfloat16
+    assert shared.text_bias.double().exp().sum().item() == pytest.approx(512, abs=0.06)
 
 
 class CountOperations(TorchDispatchMode):

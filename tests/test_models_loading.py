@@ -95,6 +95,10 @@ def test_a_single_file_in_original_names_keeps_float32_where_diffusers_does(fold
     for key, value in from_folder.state_dict().items():
         assert value.dtype == from_file.state_dict()[key].dtype, key
         assert torch.equal(value, from_file.state_dict()[key]), key
+    buffers = dict(from_file.named_buffers())
+    for key, value in from_folder.named_buffers():  # the rotary tables, which no file holds
+        assert value.dtype == buffers[key].dtype == torch.float32, key
+        assert torch.equal(value, buffers[key]), key
 
 
 def test_vae_and_text_encoder_load(folder: Path) -> None:

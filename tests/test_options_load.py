@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from simplewan.errors import UserError
+from simplewan.objectives.distributions import Sampling
 from simplewan.options import Loaded, load
 
 DATASET = {
@@ -241,6 +242,19 @@ def test_datasets_that_contradict_each_other(tmp_path: Path) -> None:
         tmp_path, datasets=[{**DATASET, "num_frames": 5}]
     )
     assert "put it in [ ]" in problems(tmp_path, datasets=DATASET)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("flow_logit_std", 0), ("flow_mode_scale", 5), ("flow_mode_scale", -2), ("lora_alpha", 0), ("adam_beta1", 1)],
+)
+def test_values_that_would_fail_after_caching_or_train_nothing(tmp_path: Path, key: str, value: float) -> None:
+    assert key in problems(tmp_path, **{key: value, "flow_sampling": "uniform"})
+
+
+def test_the_widest_mode_scale_can_be_sampled(tmp_path: Path) -> None:
+    for scale in (-1, 1.75):
+        Sampling("mode", mode_scale=load_in(tmp_path, flow_mode_scale=scale).options.flow.flow_mode_scale)
 
 
 def test_options_that_contradict_each_other(tmp_path: Path) -> None:

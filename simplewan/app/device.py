@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
@@ -28,11 +29,12 @@ def make_accelerator(options: Options, emit: Emit) -> Accelerator:
         )
     if options.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not warn_only: with it the attention kernels keep their nondeterministic backward and only warn.
+        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    accelerator = Accelerator(
-        mixed_precision=precision, gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps
-    )
+    # As a plugin: a plain number gives way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+    accumulation = GradientAccumulationPlugin(num_steps=options.optimizer.gradient_accumulation_steps)
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_plugin=accumulation)
     if torch.cuda.device_count() > 1:
         emit(Notice(f"{torch.cuda.device_count()} GPUs are present; this run uses one, {accelerator.device}"))
     return accelerator

@@ -39,7 +39,7 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
         rank=adapter.lora_rank,
         alpha=adapter_alpha(adapter),
         base_model=_base_name(context.options.model.pretrained_model_name_or_path or flavour.repository),
-        shift=training_shift(context),
+        shift=None if context.options.flow.flow_schedule_auto_shift else training_shift(context),
         step=step,
         targets=list(adapter.lora_targets),
     )

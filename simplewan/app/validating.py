@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,11 +14,13 @@ from simplewan.app.caching import Caches
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
 from simplewan.app.roles import Expert, make_objective
+from simplewan.app.samples import Gathered
 from simplewan.batches.batch import Batch
 from simplewan.flavours import HIGH
 from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode
 from simplewan.objectives.flow import sample_sigmas
+from simplewan.objectives.supervised import SupervisedFlowMatching
 from simplewan.training.seeding import derive_seed
 from simplewan.validation.histogram import save_histogram
 from simplewan.validation.prompts import Prompt, collect_prompts, validation_frames, validation_sizes
@@ -106,17 +109,29 @@ def make_validator(
     )
 
 
-def draw_histogram(context: Context, experts: Mapping[str, Expert]) -> None:
+def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Gathered) -> None:
     """The picture of the timesteps that each role draws, saved before the first step."""
     objective = make_objective(context)
+    counts = count_shifts(context, objective, gathered)
     draws = {}
     for name, expert in experts.items():
         generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
-        draws[name] = sample_sigmas(
-            HISTOGRAM_DRAWS,
-            sampling=objective.sampling,
-            shift=objective.shift,
-            bounds=expert.sigma_bounds,
-            generator=generator,
-        )
+        sigmas = [
+            sample_sigmas(
+                -(-HISTOGRAM_DRAWS * count // sum(counts.values())),
+                sampling=objective.sampling,
+                shift=shift,
+                bounds=expert.sigma_bounds,
+                generator=generator,
+            )
+            for shift, count in counts.items()
+        ]
+        draws[name] = torch.cat(sigmas)
     save_histogram(context.output / "timesteps.png", draws, boundary=context.flavour.boundary)
+
+
+def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, int]:
+    """How many samples are trained at each shift."""
+    stride = context.flavour.vae.spatial_stride
+    clips = (sample.clip for sample in gathered.samples.values())
+    return dict(Counter(objective.shift_for(clip.height // stride, clip.width // stride) for clip in clips))

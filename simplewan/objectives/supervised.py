@@ -89,11 +89,10 @@ class SupervisedFlowMatching:
         """The roles that take the optimiser step number `step` (from 1): one at a time, in turn."""
         return (roles[(step - 1) % len(roles)],)
 
-    def shift_for(self, latents_BCFHW: Tensor) -> float:
-        """The shift of a batch: the fixed one, or that of its token grid."""
+    def shift_for(self, height: int, width: int) -> float:
+        """The shift of latents of this size: the fixed one, or that of their token grid."""
         if not self.auto_shift:
             return self.shift
-        height, width = latents_BCFHW.shape[-2:]
         return resolution_shift((height // self.patch) * (width // self.patch))
 
     def loss(self, role: RoleLike, batch: BatchLike, generator: torch.Generator) -> Loss:
@@ -105,7 +104,7 @@ class SupervisedFlowMatching:
         sigmas_B = sample_sigmas(
             latents.shape[0],
             sampling=self.sampling,
-            shift=self.shift_for(latents),
+            shift=self.shift_for(*latents.shape[-2:]),
             bounds=role.sigma_bounds,
             generator=generator,
             stratified=self.stratified,

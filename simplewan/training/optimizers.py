@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import Parameter
 
+LION_BETAS = (0.9, 0.99)
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -59,7 +61,7 @@ def _optimi_lion(parameters: Sequence[Parameter], settings: OptimizerSettings) -
     return optimi.Lion(
         parameters,
         lr=settings.lr,
-        betas=settings.betas or (0.9, 0.99),
+        betas=settings.betas or LION_BETAS,
         weight_decay=settings.weight_decay,
         triton=None if all(parameter.is_cuda for parameter in parameters) else False,
     )

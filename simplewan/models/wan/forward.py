@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from simplewan.models.wan.block import Shared, block_forward, modulated_norm, spread
+from simplewan.models.wan.linear import product_dtype
 from simplewan.models.wan.padding import merge_padding
 from simplewan.models.wan.rotary import Rotary
 
@@ -95,15 +96,13 @@ def embed(
     """The tokens (B, S, D), the time embedding (B, R, D), and what all blocks share."""
     dtype = transformer.patch_embedding.weight.dtype
     conditions = transformer.condition_embedder
-    text_BLD, text_bias = merge_padding(text_BLD.to(dtype), text_lengths)
+    text_BLD, text_bias = merge_padding(text_BLD.to(dtype), text_lengths, dtype=product_dtype(text_BLD.device, dtype))
     temb_BRD = _embed_time(conditions, timestep).to(dtype)
     rows_BR6D = conditions.time_proj(conditions.act_fn(temb_BRD)).unflatten(-1, (6, -1))
     hidden_BSD = embed_patches(transformer.patch_embedding, hidden_states_BCFHW.to(dtype))
     text_BLD = conditions.text_embedder(text_BLD)
     if image_BLD is not None:
         image_BLD = conditions.image_embedder(image_BLD.to(dtype))
-    if text_bias is not None:
-        text_bias = text_bias.to(text_BLD.dtype)
     table = rotary.table(hidden_states_BCFHW)
     return hidden_BSD, temb_BRD, Shared(text_BLD, text_bias, image_BLD, rows_BR6D, token_rows, table)
 

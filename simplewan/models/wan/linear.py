@@ -54,7 +54,7 @@ def plain_adapter(module: nn.Module, inputs: Tensor) -> PlainAdapter | None:
     base = module.base_layer
     if len(active) != 1 or type(base) is not nn.Linear or base.weight.requires_grad:
         return None
-    if base.weight.dtype != inputs.dtype or _product_dtype(inputs) != inputs.dtype:
+    if base.weight.dtype != inputs.dtype or product_dtype(inputs.device, inputs.dtype) != inputs.dtype:
         return None
     (name,) = active
     if not isinstance(module.lora_dropout[name], nn.Identity) and module.training:
@@ -65,10 +65,9 @@ def plain_adapter(module: nn.Module, inputs: Tensor) -> PlainAdapter | None:
     return PlainAdapter(base.weight, base.bias, down.weight, up.weight, module.scaling[name])
 
 
-def _product_dtype(inputs: Tensor) -> torch.dtype:
-    """The dtype in which a product of `inputs` is computed here, autocast or not."""
-    device = inputs.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a product of tensors of `dtype` is computed here, autocast or not."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 class _LoraLinears(torch.autograd.Function):

@@ -118,7 +118,10 @@ def _config_folder(model: ModelSource, flavour: Flavour, part: str, file: Path) 
 
 
 def _transformer_of_file(cls: Any, path: Path, model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
-    """A transformer from one file with Wan's own or diffusers' names; the float32 modules are read again as float32."""
+    """A transformer from one file with Wan's own or diffusers' names; the float32 modules are read again as float32.
+
+    `from_single_file` casts the whole module, the rotary tables with it, whose angles do not survive fewer bits.
+    """
     from safetensors import safe_open
 
     config = _config_folder(model, flavour, "transformer", path)
@@ -134,6 +137,8 @@ def _transformer_of_file(cls: Any, path: Path, model: ModelSource, flavour: Flav
             name = bare if bare in kept else _diffusers_name(bare)
             if name in kept:
                 kept[name].data = file.get_tensor(key).float().reshape(kept[name].shape)
+    rope = transformer.rope
+    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
     return transformer
 
 

@@ -21,22 +21,25 @@ COPIES = {torch.float32: 1, torch.bfloat16: 3, torch.float16: 3}
 WORTHWHILE = 0.8
 
 
-def merge_padding(embeds_BLD: Tensor, lengths: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+def merge_padding(
+    embeds_BLD: Tensor, lengths: Sequence[int] | None, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """The embeddings without most of their padding, and the score bias (B, 1, 1, L') that makes up for it.
 
     `lengths` are the prompts' lengths in tokens; behind them the embeddings must be zero. Without lengths, or when the
-    prompts nearly fill L, the embeddings come back as they are and the bias is None.
+    prompts nearly fill L, the embeddings come back as they are and the bias is None. `dtype` is that of the scores,
+    which under autocast need not be the embeddings'.
     """
     total = embeds_BLD.shape[1]
-    copies = COPIES[embeds_BLD.dtype]
+    copies = COPIES[dtype]
     if lengths is None or max(lengths) + copies > WORTHWHILE * total:
         return embeds_BLD, None
     kept = max(lengths) + copies
     rows = []
     for length in lengths:
-        weights = padding_bias(total - length, copies=copies, dtype=embeds_BLD.dtype)
+        weights = padding_bias(total - length, copies=copies, dtype=dtype)
         rows.append([0.0] * length + weights + [-math.inf] * (kept - length - copies))
-    bias = torch.tensor(rows, dtype=embeds_BLD.dtype)[:, None, None].to(embeds_BLD.device, non_blocking=True)
+    bias = torch.tensor(rows, dtype=dtype)[:, None, None].to(embeds_BLD.device, non_blocking=True)
     return embeds_BLD[:, :kept], bias
 
 

@@ -20,7 +20,7 @@ class AdapterOptions(Group):
     )
     lora_rank: int = option(16, minimum=1, applies=_LORA, help="Rank of the adapter: more learns more and weighs more.")
     lora_alpha: float | None = option(
-        None, minimum=0, applies=_LORA, help="Scale is alpha / rank; none means alpha = rank, a scale of 1."
+        None, minimum=1e-3, applies=_LORA, help="Scale is alpha / rank; none means alpha = rank, a scale of 1."
     )
     lora_dropout: float = option(
         0.0, minimum=0, maximum=1, applies=_LORA, help="Share of the adapter's inputs that are dropped in training."

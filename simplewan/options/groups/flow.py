@@ -48,10 +48,17 @@ class FlowOptions(Group):
         0.0, applies="flow_sampling=logit_normal", help="Mean of the normal under the sigmoid; above 0 means noisier."
     )
     flow_logit_std: float = option(
-        1.0, minimum=0, applies="flow_sampling=logit_normal", help="Standard deviation of the normal under the sigmoid."
+        1.0,
+        minimum=1e-3,
+        applies="flow_sampling=logit_normal",
+        help="Standard deviation of the normal under the sigmoid.",
     )
     flow_mode_scale: float = option(
-        1.29, applies="flow_sampling=mode", help="Scale s of mode sampling: 1 - u - s (cos^2(pi u / 2) - 1 + u)."
+        1.29,
+        minimum=-1,
+        maximum=1.75,
+        applies="flow_sampling=mode",
+        help="Scale s of mode sampling: 1 - u - s (cos^2(pi u / 2) - 1 + u).",
     )
     flow_weighting: str = option(
         "none",

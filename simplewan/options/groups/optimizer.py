@@ -37,6 +37,7 @@ LATER_SCHEDULES = dict.fromkeys(
 _FALLS = "lr_scheduler=linear|cosine|polynomial|cosine_with_restarts|cosine_with_min_lr|sine|rex"
 _ADAM = "optimizer=adamw|bnb-adamw8bit"
 _EMA = "use_ema"
+_BELOW_1 = 0.999999  # the optimisers refuse 1, but only when they are made, after all caching
 
 
 class OptimizerOptions(Group):
@@ -73,15 +74,17 @@ class OptimizerOptions(Group):
         restart_safe=True,
         help="Number of cycles of cosine_with_restarts.",
     )
-    adam_beta1: float = option(0.9, minimum=0, maximum=1, applies=_ADAM, help="Decay of AdamW's first moment.")
-    adam_beta2: float = option(0.999, minimum=0, maximum=1, applies=_ADAM, help="Decay of AdamW's second moment.")
+    adam_beta1: float = option(0.9, minimum=0, maximum=_BELOW_1, applies=_ADAM, help="Decay of AdamW's first moment.")
+    adam_beta2: float = option(
+        0.999, minimum=0, maximum=_BELOW_1, applies=_ADAM, help="Decay of AdamW's second moment."
+    )
     adam_weight_decay: float = option(0.01, minimum=0, help="Weight decay, of every optimiser.")
     adam_epsilon: float = option(1e-8, minimum=0, applies=_ADAM, help="Added to AdamW's denominator.")
     optimizer_beta1: float | None = option(
-        None, minimum=0, maximum=1, help="First beta of any optimiser; none takes adam_beta1, or 0.9 for Lion."
+        None, minimum=0, maximum=_BELOW_1, help="First beta of any optimiser; none takes adam_beta1, or 0.9 for Lion."
     )
     optimizer_beta2: float | None = option(
-        None, minimum=0, maximum=1, help="Second beta of any optimiser; none takes adam_beta2, or 0.99 for Lion."
+        None, minimum=0, maximum=_BELOW_1, help="Second beta of any optimiser; none takes adam_beta2, or 0.99 for Lion."
     )
     max_grad_norm: float = option(
         1.0, minimum=0, help="Clip the gradient to this norm (or this value, see grad_clip_method); 0 leaves it alone."
