@@ -224,3 +224,16 @@ def test_transparent_gifs_are_flattened_on_white(tmp_path: Path) -> None:
     assert (first[10:] == 255).all()
     assert (first[:8, :, 0] > 150).all()
     assert (first[:8, :, 1] < 30).all()
+
+
+def test_ffmpeg_says_nothing_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its messages stay out of the terminal, and out of Python: PyAV's own log function can hang several readers."""
+    path = tmp_path / "damaged.mp4"
+    write_mp4(path, np.random.default_rng(0).integers(0, 255, (9, 48, 64, 3), dtype=np.uint8), fps=16)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 4, len(content) // 2, 7):
+        content[place] ^= 0x5A
+    path.write_bytes(content)
+    with pytest.raises(MediaError):
+        decode_frames(path)
+    assert capfd.readouterr() == ("", "")

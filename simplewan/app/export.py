@@ -38,7 +38,7 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
         expert.name,
         rank=adapter.lora_rank,
         alpha=adapter_alpha(adapter),
-        base_model=context.options.model.pretrained_model_name_or_path or flavour.repository,
+        base_model=_base_name(context.options.model.pretrained_model_name_or_path or flavour.repository),
         shift=training_shift(context),
         step=step,
         targets=list(adapter.lora_targets),
@@ -56,6 +56,12 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
     if announce:
         context.say(str(report), warning=report.zero_modules > 0)
     return path
+
+
+def _base_name(name: str) -> str:
+    """The base model's name as others may read it: a hub repository, or a local folder without the way to it."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
 
 
 def _export_transformer(context: Context, expert: Expert, folder: Path) -> Path:

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from simplewan.app.caching import Fetch, fill_caches
+import torch
+
+from simplewan.app.caching import Fetch
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
-from simplewan.app.hooks import EvalHook, FinishHook, SaveHook, ValidationHook
+from simplewan.app.hooks import EvalHook, FinishHook, Recorded, SaveHook, ValidationHook
+from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
-from simplewan.app.roles import Expert, load_expert, make_objective, make_role, make_sampler
-from simplewan.app.samples import gather
-from simplewan.app.validating import collect, make_validator, render_settings
-from simplewan.batches.batch import Batch
+from simplewan.app.roles import Expert, load_expert, make_objective, make_role
+from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
-from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure, UserError
 from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
-from simplewan.objectives.flow import sample_sigmas
 from simplewan.options import Loaded
-from simplewan.plan import RunPlan, plan_run
+from simplewan.plan import RunPlan
 from simplewan.reporting.quiet import quiet_loading_bars
-from simplewan.training.loop import LoopSettings
+from simplewan.training.loop import Hook, LoopSettings
 from simplewan.training.loop import train as run_loop
 from simplewan.training.roles import Role
-from simplewan.training.seeding import derive_seed
 from simplewan.training.signals import SignalWatch
-from simplewan.validation.histogram import save_histogram
 
-HISTOGRAM_DRAWS = 10_000
+MEMORY_HINT = (
+    "gradient_checkpointing=true needs less memory, and so does a smaller train_batch_size, resolution or num_frames"
+)
 
 
 def train(loaded: Loaded) -> int:
@@ -52,10 +52,18 @@ def train(loaded: Loaded) -> int:
         except Interrupted as stop:
             reports.summarise(stop.signal_name, seconds=time.monotonic() - started)
             return stop.exit_code
-        except TrainingFailure as failure:
-            reports.emit(ErrorHappened(f"{failure}; {_last_good(output)}", where="training", fatal=True))
+        except (TrainingFailure, torch.OutOfMemoryError) as failure:
+            hint = f"; {MEMORY_HINT}" if isinstance(failure, torch.OutOfMemoryError) else ""
+            reports.emit(ErrorHappened(f"{failure}{hint}; {_last_good(output)}", where="training", fatal=True))
             reports.summarise("failed", seconds=time.monotonic() - started)
             return EXIT_FAILURE
+        except UserError:
+            raise
+        except Exception as error:
+            # Not caught, only recorded: whoever reads the log later learns how the attempt ended.
+            reports.emit(ErrorHappened(f"{type(error).__name__}: {error}", where="training", fatal=True))
+            reports.summarise("failed", seconds=time.monotonic() - started)
+            raise
         reports.summarise("finished", seconds=time.monotonic() - started)
         return EXIT_DONE
 
@@ -66,8 +74,8 @@ def _last_good(output: Path) -> str:
 
 
 def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports) -> None:
-    options = loaded.options
-    emit = reports.emit
+    """One attempt of a run, from where the last one stopped to its end."""
+    options, emit = loaded.options, reports.emit
     for notice in loaded.notices:
         emit(notice)
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
@@ -79,103 +87,78 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     checkpoints.set_aside_after(start)
     recorded = reports.begin(step=start)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
-    gathered = gather(context)
-    prompts = collect(context)
-    texts = [prompt.text for prompt in prompts]
-    settings = render_settings(context, prompts) if prompts else None
-    if settings is not None:
-        texts.append(settings.negative_prompt)
-    caches = fill_caches(context, gathered, texts)
-    fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
-    plan = make_plan(context, fetch, validates=settings is not None)
-    reports.set_total(plan.total_steps)
-    if resume is not None and finished_step(output) == plan.total_steps == resume.step:
-        context.say(f"this run is finished: {plan.total_steps} steps; raise max_train_steps to go on")
+    prepared = prepare(context)
+    total = prepared.plan.total_steps
+    reports.set_total(total)
+    if finished_step(output) == total == start:
+        context.say(f"this run is finished: {total} steps; raise max_train_steps to go on")
         return
-    announce(context, plan)
+    announce(context, prepared.plan)
     forget_finished(output)
     checkpoints.rotate(start)
     emit(Stage("model", "Loading the transformer"))
     experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
-    roles = build_roles(context, experts, fetch=fetch, plan=plan, checkpoints=checkpoints, resume=resume)
+    roles = build_roles(
+        context, experts, fetch=prepared.fetch, plan=prepared.plan, checkpoints=checkpoints, resume=resume
+    )
     draw_histogram(context, experts)
-    hooks = [
-        SaveHook(
-            context,
-            checkpoints,
-            roles=roles,
-            experts=experts,
-            planned=plan.checkpoint_steps,
-            saved=start,
-            recorded=recorded,
-        ),
-        EvalHook(
-            context,
-            experts=experts,
-            batches=eval_batches(context, fetch),
-            planned=plan.eval_steps,
-            recorded=recorded,
-        ),
-    ]
-    if settings is not None:
-        validator = make_validator(context, settings, experts=experts, caches=caches)
-        benchmark = not options.run.disable_benchmark
-        hooks.append(
-            ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)
-        )
-    hooks.append(FinishHook(context, experts=experts))
-    objective = make_objective(context)
-    emit(Stage("training", "Training"))
+    saving = SaveHook(
+        context,
+        checkpoints,
+        roles=roles,
+        experts=experts,
+        planned=prepared.plan.checkpoint_steps,
+        saved=start,
+        recorded=recorded,
+    )
+    watching = watching_hooks(context, prepared, experts=experts, recorded=recorded)
     try:
-        run_loop(
-            roles,
-            due=lambda step: objective.roles_due(step, tuple(roles)),
-            settings=LoopSettings(
-                seed=options.run.seed,
-                total_steps=plan.total_steps,
-                accumulation=options.optimizer.gradient_accumulation_steps,
-                clip=options.optimizer.max_grad_norm,
-                clip_method=options.optimizer.grad_clip_method,
-            ),
-            accelerator=context.accelerator,
-            hooks=hooks,
-            signals=signals,
-            emit=emit,
-            start=start,
-        )
+        _run(context, roles, hooks=[saving, *watching, FinishHook(context, experts=experts)], start=start, total=total)
     finally:
         for role in roles.values():
             role.loader.close()
-    emit(Stage("training", "Training", status="completed"))
 
 
-def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
-    """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
+def watching_hooks(
+    context: Context, prepared: Prepared, *, experts: Mapping[str, Expert], recorded: Recorded
+) -> list[Hook]:
+    """The hooks that look at what is trained: the loss on fixed samples, and the validation clips."""
+    plan = prepared.plan
+    batches = eval_batches(context, prepared.fetch)
+    hooks: list[Hook] = [
+        EvalHook(context, experts=experts, batches=batches, planned=plan.eval_steps, recorded=recorded)
+    ]
+    if prepared.render is not None:
+        validator = make_validator(context, prepared.render, experts=experts, caches=prepared.caches)
+        benchmark = not context.options.run.disable_benchmark
+        hooks.append(
+            ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)
+        )
+    return hooks
+
+
+def _run(context: Context, roles: Mapping[str, Role], *, hooks: Sequence[Hook], start: int, total: int) -> None:
+    """The loop, with what the options say."""
     options = context.options
-    experts = context.flavour.trained_experts
-    sampler = make_sampler(context, fetch, experts[0])
-    for pruned in sampler.pruned:
-        context.say(f"{pruned}", warning=True)
-    return plan_run(
-        max_train_steps=options.run.max_train_steps,
-        num_train_epochs=options.run.num_train_epochs,
-        ignore_final_epochs=options.run.ignore_final_epochs,
-        micro_batches_in_epochs=sampler.batches_in_epochs,
-        accumulation=options.optimizer.gradient_accumulation_steps,
-        roles=len(experts),
-        checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
-        checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
-        validation_step_interval=options.validation.validation_step_interval if validates else 0,
-        eval_steps_interval=options.validation.eval_steps_interval,
+    objective = make_objective(context)
+    context.emit(Stage("training", "Training"))
+    run_loop(
+        roles,
+        due=lambda step: objective.roles_due(step, tuple(roles)),
+        settings=LoopSettings(
+            seed=options.run.seed,
+            total_steps=total,
+            accumulation=options.optimizer.gradient_accumulation_steps,
+            clip=options.optimizer.max_grad_norm,
+            clip_method=options.optimizer.grad_clip_method,
+        ),
+        accelerator=context.accelerator,
+        hooks=hooks,
+        signals=context.signals,
+        emit=context.emit,
+        start=start,
     )
-
-
-def announce(context: Context, plan: RunPlan) -> None:
-    """Say in one line what is going to happen."""
-    context.say(
-        f"{plan.total_steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
-        f"{len(plan.checkpoint_steps)} checkpoints, {len(plan.validation_steps)} validations"
-    )
+    context.emit(Stage("training", "Training", status="completed"))
 
 
 def build_roles(
@@ -199,32 +182,3 @@ def build_roles(
     if resume is not None and context.accelerator.scaler is not None:
         context.accelerator.scaler.load_state_dict(dict(checkpoints.read(resume.path, "scaler")))
     return roles
-
-
-def draw_histogram(context: Context, experts: Mapping[str, Expert]) -> None:
-    """The picture of the timesteps that each role draws, saved before the first step."""
-    import torch
-
-    objective = make_objective(context)
-    draws = {}
-    for name, expert in experts.items():
-        generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
-        draws[name] = sample_sigmas(
-            HISTOGRAM_DRAWS,
-            sampling=objective.sampling,
-            shift=objective.shift,
-            bounds=expert.sigma_bounds,
-            generator=generator,
-        )
-    save_histogram(context.output / "timesteps.png", draws, boundary=context.flavour.boundary)
-
-
-def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
-    """The fixed samples of the evaluation: the first few by name, each alone, with its first caption."""
-    from simplewan.batches.sampler import BatchSpec
-
-    if not context.options.validation.eval_steps_interval:
-        return []
-    usable = [sample for sample in fetch.gathered.samples.values() if sample.id not in fetch.caches.failed]
-    chosen = usable[: context.options.validation.num_eval_images]
-    return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from simplewan.app.caching import Caches
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
-from simplewan.app.roles import Expert
+from simplewan.app.roles import Expert, make_objective
 from simplewan.batches.batch import Batch
 from simplewan.flavours import HIGH
 from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode
+from simplewan.objectives.flow import sample_sigmas
+from simplewan.training.seeding import derive_seed
+from simplewan.validation.histogram import save_histogram
 from simplewan.validation.prompts import Prompt, collect_prompts, validation_frames, validation_sizes
 from simplewan.validation.runner import RenderSettings, Validator
 from simplewan.validation.sampling import Predict
+
+HISTOGRAM_DRAWS = 10_000
 
 
 def collect(context: Context) -> tuple[Prompt, ...]:
@@ -98,3 +104,19 @@ def make_validator(
         check=context.check,
         device=context.device,
     )
+
+
+def draw_histogram(context: Context, experts: Mapping[str, Expert]) -> None:
+    """The picture of the timesteps that each role draws, saved before the first step."""
+    objective = make_objective(context)
+    draws = {}
+    for name, expert in experts.items():
+        generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
+        draws[name] = sample_sigmas(
+            HISTOGRAM_DRAWS,
+            sampling=objective.sampling,
+            shift=objective.shift,
+            bounds=expert.sigma_bounds,
+            generator=generator,
+        )
+    save_histogram(context.output / "timesteps.png", draws, boundary=context.flavour.boundary)

@@ -45,8 +45,8 @@ class Pruned:
     def __str__(self) -> str:
         samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
         return (
-            f"bucket {self.bucket} is left out: its {samples} give {self.draws_per_epoch:g} draws an epoch, fewer than "
-            "train_batch_size; raise repeats, add clips, or set disable_bucket_pruning"
+            f"bucket {self.bucket} ({samples}) is left out: with repeats it holds {self.draws_per_epoch:g} an epoch, "
+            "too few for a batch; raise repeats, add clips, lower train_batch_size, or set disable_bucket_pruning"
         )
 
 

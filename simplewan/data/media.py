@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simplewan.data.atomic import atomic_path
 from simplewan.data.images import probe_image, read_image
-from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
+from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo, load_av
 from simplewan.data.videos import probe_video, read_video
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def write_mp4(path: Path | str, frames_FHWC: Any, fps: float, *, crf: int = 14) 
     libx264, yuv420p, atomically; equal frames give equal bytes. An odd last column or row is left out, since yuv420p
     has none. Colours are tagged: BT.709 from 720 lines on, BT.601 below, as players assume.
     """
-    import av
     import numpy as np
 
+    av = load_av()
     rate = Fraction(fps).limit_denominator(1001)
     frames: Iterable[Any] = iter(frames_FHWC)
     with atomic_path(Path(path)) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -126,9 +126,9 @@ def _matrix_tag(height: int) -> int:
 
 
 def _yuv_frame(pixels: np.ndarray, index: int, rate: Fraction) -> Any:
-    import av
     from av.video.reformatter import ColorRange, Colorspace
 
+    av = load_av()
     matrix = Colorspace.ITU709 if pixels.shape[0] >= HD_LINES else Colorspace.ITU601
     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
         format="yuv420p",

@@ -1,16 +1,31 @@
 """What is known of a media file, how it fails, and the conversion constants that reading and writing share.
 
-Imports nothing of this project.
+Imports nothing of this project, and PyAV when it is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 HD_LINES = 720
 # swscale's flags for colour conversion: BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND, BITEXACT. Full chroma,
 # and the same bits on every processor.
 EXACT_CONVERSION = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+
+
+def load_av() -> Any:
+    """The module av, with FFmpeg's messages kept in FFmpeg.
+
+    PyAV's own log function takes Python's interpreter lock. FFmpeg's threads log too, and while one thread closes a
+    file, holding the lock and waiting for them, they would wait for it: several readers would hang for good.
+    """
+    import av
+    import av.logging
+
+    av.logging.set_libav_level(av.logging.PANIC)
+    av.logging.restore_default_callback()
+    return av
 
 
 class MediaError(ValueError):

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo
+from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo, load_av
 from simplewan.data.resampling import pick_nearest, typical_rate
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ PQ, HLG = 16, 18  # transfer characteristics of HDR (ITU-T H.273)
 
 def probe_video(path: Path) -> MediaInfo:
     """Times by reading packets, size and orientation from the first frame. Raises MediaError."""
-    import av
-
+    av = load_av()
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container)
@@ -81,7 +80,7 @@ def read_video(
     path: Path, *, num_frames: int | None, fps: float, start_seconds: float, source_fps: float
 ) -> Iterator[np.ndarray]:
     """The frames that `media.iter_frames` promises. Raises MediaError."""
-    import av
+    av = load_av()
     from av.video.reformatter import VideoReformatter
 
     converter = VideoReformatter()  # kept for the whole file: setting one up costs as much as a conversion

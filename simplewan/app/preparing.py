@@ -1,0 +1,74 @@
+"""Everything before the transformer is loaded: samples, caches, and the plan of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simplewan.app.caching import Caches, Fetch, fill_caches
+from simplewan.app.context import Context
+from simplewan.app.roles import make_sampler
+from simplewan.app.samples import gather
+from simplewan.app.validating import collect, render_settings
+from simplewan.batches.batch import Batch
+from simplewan.batches.sampler import BatchSpec
+from simplewan.plan import RunPlan, plan_run
+from simplewan.validation.runner import RenderSettings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training is made from. `render` is None when nothing is to be rendered."""
+
+    caches: Caches
+    fetch: Fetch
+    render: RenderSettings | None
+    plan: RunPlan
+
+
+def prepare(context: Context) -> Prepared:
+    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
+    gathered = gather(context)
+    prompts = collect(context)
+    render = render_settings(context, prompts) if prompts else None
+    texts = [prompt.text for prompt in prompts] + ([render.negative_prompt] if render else [])
+    caches = fill_caches(context, gathered, texts)
+    fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
+    return Prepared(caches, fetch, render, make_plan(context, fetch, validates=render is not None))
+
+
+def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
+    """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
+    options = context.options
+    experts = context.flavour.trained_experts
+    sampler = make_sampler(context, fetch, experts[0])
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
+    return plan_run(
+        max_train_steps=options.run.max_train_steps,
+        num_train_epochs=options.run.num_train_epochs,
+        ignore_final_epochs=options.run.ignore_final_epochs,
+        micro_batches_in_epochs=sampler.batches_in_epochs,
+        accumulation=options.optimizer.gradient_accumulation_steps,
+        roles=len(experts),
+        checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
+        checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
+        validation_step_interval=options.validation.validation_step_interval if validates else 0,
+        eval_steps_interval=options.validation.eval_steps_interval,
+    )
+
+
+def announce(context: Context, plan: RunPlan) -> None:
+    """Say in one line what is going to happen."""
+    context.say(
+        f"{plan.total_steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
+        f"{len(plan.checkpoint_steps)} checkpoints, {len(plan.validation_steps)} validations"
+    )
+
+
+def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
+    """The fixed samples of the evaluation: the first few by name, each alone, with its first caption."""
+    if not context.options.validation.eval_steps_interval:
+        return []
+    usable = [sample for sample in fetch.gathered.samples.values() if sample.id not in fetch.caches.failed]
+    chosen = usable[: context.options.validation.num_eval_images]
+    return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]
