@@ -88,7 +88,7 @@ class Run:
         return max((int(path.name.split("-")[1]) for path in self.output.glob("checkpoint-*")), default=0)
 
     def phase(self, pid: int) -> str:
-        """What the process that has just gone was doing, as its files show."""
+        """What the process is doing, or was when it went, as its files show."""
         if not self.example.exists():
             making = any(self.example.parent.glob(".mini.making-*"))
             return "generation" if making else "starting"
@@ -96,7 +96,7 @@ class Run:
             heartbeat = json.loads((self.output / "heartbeat.json").read_text())
         except FileNotFoundError:
             return "starting"
-        if heartbeat["pid"] != pid:
+        if heartbeat["pid"] != pid:  # it is an earlier attempt's
             return "starting"
         if any(self.output.glob(f".checkpoint-*.{pid}.*")):
             return "saving"
@@ -129,12 +129,15 @@ def kill_once(run: Run, aimed: str, name: str, draw: random.Random) -> Kill | No
                 raise TimeoutError(f"no sign of {aimed} within {PATIENCE_SECONDS:.0f} s:\n{run.log.read_text()}")
             time.sleep(0.002)
         time.sleep(draw.uniform(0, WAITS[aimed]))
+        hit = run.phase(process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, SIGNALS[name])
         code = process.wait(PATIENCE_SECONDS)
     if code == 0:
         return None
-    return Kill(name, aimed, run.phase(process.pid), run.last_step(), code)
+    if name == "kill":
+        hit = run.phase(process.pid)  # what it left cannot change any more
+    return Kill(name, aimed, hit, run.last_step(), code)
 
 
 def aims(times: int, draw: random.Random) -> list[str]:

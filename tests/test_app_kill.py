@@ -137,7 +137,7 @@ POINTS = {
     "before the last validation": Point("simplewan.validation.runner:Validator.run"),
     "in the final weights": Point("simplewan.models.export:sort_metadata", match="safetensors"),
     "before the end is marked": Point("simplewan.app.hooks:mark_finished"),
-    "while the end is marked": Point("simplewan.checkpoints.files:fsync_file", match="finished.json"),
+    "while the end is marked": Point("simplewan.data.atomic:sync", match="finished.json"),
 }
 
 
@@ -157,10 +157,10 @@ def test_a_run_that_is_killed_everywhere_ends_as_if_it_never_was(run: Train, tmp
 CACHING = (
     Point("simplewan.mini.example:clips.write_dataset", after=True),
     Point("simplewan.data.index:Index.put_digest", call=7),
-    Point("simplewan.caches.shards:_fsync", call=1),  # a shard of texts has its temporary name
-    Point("simplewan.caches.shards:_fsync", call=4, after=True),  # the second one has its own
+    Point("simplewan.caches.shards:sync", call=1),  # a shard of texts has its temporary name
+    Point("simplewan.caches.shards:sync", call=4, after=True),  # the second one has its own
     Point("simplewan.app.caching:_VaeEncoder.__call__", call=3, after=True),
-    Point("simplewan.caches.shards:_fsync", call=1, match="tmp"),
+    Point("simplewan.caches.shards:sync", call=1, match="tmp"),
     Point("simplewan.caches.store:Store.put", call=2, after=True),
 )
 

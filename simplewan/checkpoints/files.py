@@ -28,7 +28,7 @@ def write_json(path: Path, content: Any) -> None:
 def remove_leftovers(output: Path) -> list[str]:
     """Remove what killed writers left half done in an output folder, and return the names. The lock must be held.
 
-    Every writer there uses a name with a dot in front and `.tmp` at an end of it; checkpoints are their store's.
+    Writers there use names that begin with `.tmp-`, or with a dot and end in `.tmp`; checkpoints are their store's.
     """
     removed = []
     for folder in (output, *output.glob("validation/step-*")):
