@@ -141,7 +141,31 @@ def test_a_second_start_goes_on_or_says_that_it_is_done(
     assert run("out", *QUIET, "max_train_steps=4", "learning_rate=1e-5") == 0
     assert weights(tmp_path / "out") != before
     assert [record["step"] for record in records(tmp_path / "out", "metric")] == [1, 2, 3, 4]
-    assert run("straight", *QUIET, "max_train_steps=4") == 0
+    capfd.readouterr()
+    assert run("out", *QUIET, "max_train_steps=3", "learning_rate=1e-5") == 0
+    assert "this run is finished: 4 steps" in capfd.readouterr().err
+    assert records(tmp_path / "out", "summary")[-1]["total_steps"] == 4
+
+
+def test_more_steps_continue_to_the_bits_of_a_longer_run(run: Run, tmp_path: Path) -> None:
+    arguments = (*QUIET, "gradient_accumulation_steps=2")
+    assert run("straight", *arguments, "max_train_steps=4") == 0
+    assert run("longer", *arguments, "max_train_steps=2") == 0
+    assert run("longer", *arguments, "max_train_steps=4") == 0
+    assert weights(tmp_path / "longer") == weights(tmp_path / "straight")
+
+
+def test_resuming_from_a_named_checkpoint_abandons_what_came_after(run: Run, tmp_path: Path) -> None:
+    arguments = ("validation_disable=true", "eval_steps_interval=0", "max_train_steps=3", "checkpoint_step_interval=1")
+    assert run("out", *arguments, "checkpoints_total_limit=none") == 0
+    before = weights(tmp_path / "out")
+    assert run("out", *arguments, "resume_from_checkpoint=checkpoint-1") == 0
+    assert weights(tmp_path / "out") == before
+    assert {path.name for path in (tmp_path / "out").glob("set-aside-*")} == {
+        "set-aside-1-checkpoint-2",
+        "set-aside-1-checkpoint-3",
+    }
+    assert [record["step"] for record in records(tmp_path / "out", "metric")] == [1, 2, 3]
 
 
 def test_a_changed_configuration_is_refused_by_name(

@@ -86,12 +86,12 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     caches = fill_caches(context, gathered, texts)
     fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
     plan = make_plan(context, fetch)
-    if resume is not None and finished_step(output) == plan.total_steps == resume.step:
-        context.say(f"this run is finished: {plan.total_steps} steps; raise max_train_steps to go on")
+    reports.set_total(max(plan.total_steps, start))
+    if resume is not None and resume.step >= plan.total_steps and finished_step(output) == resume.step:
+        context.say(f"this run is finished: {resume.step} steps; raise max_train_steps to go on")
         return
     announce(context, plan)
     checkpoints.set_aside_after(start)
-    reports.set_total(plan.total_steps)
     emit(Stage("model", "Loading the transformer"))
     experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
     roles = build_roles(context, experts, fetch=fetch, plan=plan, checkpoints=checkpoints, resume=resume)
