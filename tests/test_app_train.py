@@ -273,6 +273,15 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
         assert file.metadata()["shift"] == "1.0"
 
 
+def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7") == 0  # the example's smallest bucket has 4
+    message = capfd.readouterr().err
+    assert message.count("bucket 80x80@17 is left out: its 4 samples give 4 draws an epoch") == 1
+    assert "1 checkpoints, 0 validations" in message
+
+
 def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:
     for name, prefetch in (("on", "true"), ("off", "false")):
         assert run(name, *QUIET, "max_train_steps=2", f"dataloader_prefetch={prefetch}") == 0

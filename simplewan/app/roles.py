@@ -121,9 +121,9 @@ def start_from_lora(transformer: nn.Module, path: Path) -> None:
 
 
 def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
-    """The sampler of a role; announces buckets that are too small. Raises UserError when too little is left."""
+    """The sampler of a role. Raises UserError when too little is left."""
     options = context.options
-    sampler = Sampler(
+    return Sampler(
         fetch.gathered.refs(failed=fetch.caches.failed),
         options.data.train_batch_size,
         options.run.seed,
@@ -133,9 +133,6 @@ def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
         keep_small_buckets=options.data.disable_bucket_pruning,
         where=str(options.data.data_backend_config),
     )
-    for pruned in sampler.pruned:
-        context.say(f"{pruned}", warning=True)
-    return sampler
 
 
 def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:

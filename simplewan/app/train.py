@@ -85,7 +85,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         texts.append(settings.negative_prompt)
     caches = fill_caches(context, gathered, texts)
     fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
-    plan = make_plan(context, fetch)
+    plan = make_plan(context, fetch, renders=settings is not None)
     reports.set_total(max(plan.total_steps, start))
     if resume is not None and resume.step >= plan.total_steps and finished_step(output) == resume.step:
         context.say(f"this run is finished: {resume.step} steps; raise max_train_steps to go on")
@@ -137,11 +137,13 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     emit(Stage("training", "Training", status="completed"))
 
 
-def make_plan(context: Context, fetch: Fetch) -> RunPlan:
-    """When the run ends, saves, validates and measures."""
+def make_plan(context: Context, fetch: Fetch, *, renders: bool) -> RunPlan:
+    """When the run ends, saves, validates (if it `renders` anything) and measures; announces buckets left out."""
     options = context.options
     experts = context.flavour.trained_experts
     sampler = make_sampler(context, fetch, experts[0])
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,
         num_train_epochs=options.run.num_train_epochs,
@@ -151,7 +153,7 @@ def make_plan(context: Context, fetch: Fetch) -> RunPlan:
         roles=len(experts),
         checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
         checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
-        validation_step_interval=options.validation.validation_step_interval,
+        validation_step_interval=options.validation.validation_step_interval if renders else 0,
         eval_steps_interval=options.validation.eval_steps_interval,
     )
 

@@ -42,6 +42,13 @@ class Pruned:
     num_samples: int
     draws_per_epoch: float
 
+    def __str__(self) -> str:
+        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
+        return (
+            f"bucket {self.bucket} is left out: its {samples} give {self.draws_per_epoch:g} draws an epoch, less than "
+            "a batch (repeats, a smaller train_batch_size or disable_bucket_pruning keep it)"
+        )
+
 
 def appearances_until(ref: SampleRef, epochs: int, *, seed: int, role: str) -> int:
     """How often a sample enters the line in the first `epochs` epochs; fractions come out by a phase of its own."""
