@@ -240,6 +240,34 @@ def test_a_full_disk_is_noticed_before_caching(
     assert "cache_dir_vae" in message
 
 
+def test_a_text_that_does_not_encode_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simplewan.app.caching.encode_prompts", lambda *_, **__: [torch.full((3, 8), float("nan"))])
+    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
+    assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'data.json'}") == 2
+    message = capfd.readouterr().err
+    assert "clips/clip-000.mp4, caption 1: cannot be encoded: its encoding holds NaN or infinity" in message
+
+
+def test_write_batch_size_bounds_the_files_of_both_caches(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
+    data = f"data_backend_config={tmp_path / 'data.json'}"
+    assert run("out", *QUIET, "max_train_steps=1", data, "write_batch_size=10", "vae_batch_size=1") == 0
+    for name in ("text", "latents"):
+        shards = [len(load_file(path)) for path in (tmp_path / name).glob("*.safetensors")]
+        assert max(shards) == 10, name
+
+
+def texts_apart(folder: Path) -> dict:
+    return {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(folder / "text")}
+
+
+def clips_of_the_example(folder: Path) -> dict:
+    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 78}
+    return {**entry, "video": {"num_frames": 17}, "cache_dir_vae": str(folder / "latents")}
+
+
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free
