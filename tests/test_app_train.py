@@ -196,6 +196,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_the_log_has_the_last_words(
+    error: type[Exception], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise error("CUDA says no")
+
+    monkeypatch.setattr("simplewan.training.loop.seed_step", fail)
+    if error is torch.OutOfMemoryError:
+        assert run("out", *QUIET, "max_train_steps=1") == 1
+        assert "gradient_checkpointing" in capfd.readouterr().err
+    else:
+        with pytest.raises(error):
+            run("out", *QUIET, "max_train_steps=1")
+        assert records(tmp_path / "out", "error")[-1]["message"] == "RuntimeError: CUDA says no"
+    assert records(tmp_path / "out", "error")[-1]["fatal"]
+
+
 def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         raise RuntimeError("out of memory, say")

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from simplewan.app.caching import Fetch, fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
@@ -34,6 +36,9 @@ from simplewan.training.signals import SignalWatch
 from simplewan.validation.histogram import save_histogram
 
 HISTOGRAM_DRAWS = 10_000
+OUT_OF_MEMORY = (
+    "the GPU has too little memory: gradient_checkpointing, or a smaller batch, resolution or num_frames, helps"
+)
 
 
 def train(loaded: Loaded) -> int:
@@ -52,8 +57,9 @@ def train(loaded: Loaded) -> int:
         except Interrupted as stop:
             reports.summarise(stop.signal_name, seconds=time.monotonic() - started)
             return stop.exit_code
-        except TrainingFailure as failure:
-            reports.emit(ErrorHappened(f"{failure}; {_last_good(output)}", where="training", fatal=True))
+        except (TrainingFailure, torch.OutOfMemoryError) as failure:
+            reason = OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else str(failure)
+            reports.emit(ErrorHappened(f"{reason}; {_last_good(output)}", where="training", fatal=True))
             reports.summarise("failed", seconds=time.monotonic() - started)
             return EXIT_FAILURE
         reports.summarise("finished", seconds=time.monotonic() - started)
@@ -191,8 +197,6 @@ def build_roles(
 
 def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Gathered) -> None:
     """The picture of the timesteps that each role draws, saved before the first step."""
-    import torch
-
     objective = make_objective(context)
     counts = count_shifts(context, objective, gathered)
     draws = {}
