@@ -141,7 +141,31 @@ def test_a_second_start_goes_on_or_says_that_it_is_done(
     assert run("out", *QUIET, "max_train_steps=4", "learning_rate=1e-5") == 0
     assert weights(tmp_path / "out") != before
     assert [record["step"] for record in records(tmp_path / "out", "metric")] == [1, 2, 3, 4]
-    assert run("straight", *QUIET, "max_train_steps=4") == 0
+    capfd.readouterr()
+    assert run("out", *QUIET, "max_train_steps=3", "learning_rate=1e-5") == 0
+    assert "this run is finished: 4 steps" in capfd.readouterr().err
+    assert records(tmp_path / "out", "summary")[-1]["total_steps"] == 4
+
+
+def test_more_steps_continue_to_the_bits_of_a_longer_run(run: Run, tmp_path: Path) -> None:
+    arguments = (*QUIET, "gradient_accumulation_steps=2")
+    assert run("straight", *arguments, "max_train_steps=4") == 0
+    assert run("longer", *arguments, "max_train_steps=2") == 0
+    assert run("longer", *arguments, "max_train_steps=4") == 0
+    assert weights(tmp_path / "longer") == weights(tmp_path / "straight")
+
+
+def test_resuming_from_a_named_checkpoint_abandons_what_came_after(run: Run, tmp_path: Path) -> None:
+    arguments = ("validation_disable=true", "eval_steps_interval=0", "max_train_steps=3", "checkpoint_step_interval=1")
+    assert run("out", *arguments, "checkpoints_total_limit=none") == 0
+    before = weights(tmp_path / "out")
+    assert run("out", *arguments, "resume_from_checkpoint=checkpoint-1") == 0
+    assert weights(tmp_path / "out") == before
+    assert {path.name for path in (tmp_path / "out").glob("set-aside-*")} == {
+        "set-aside-1-checkpoint-2",
+        "set-aside-1-checkpoint-3",
+    }
+    assert [record["step"] for record in records(tmp_path / "out", "metric")] == [1, 2, 3]
 
 
 def test_a_changed_configuration_is_refused_by_name(
@@ -170,6 +194,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd
     assert not (tmp_path / "out" / "pytorch_lora_weights.safetensors").exists()
     for path in (tmp_path / "out").glob("checkpoint-*/high.weights.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_the_log_has_the_last_words(
+    error: type[Exception], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise error("CUDA says no")
+
+    monkeypatch.setattr("simplewan.training.loop.seed_step", fail)
+    if error is torch.OutOfMemoryError:
+        assert run("out", *QUIET, "max_train_steps=1") == 1
+        assert "gradient_checkpointing" in capfd.readouterr().err
+    else:
+        with pytest.raises(error):
+            run("out", *QUIET, "max_train_steps=1")
+        assert records(tmp_path / "out", "error")[-1]["message"] == "RuntimeError: CUDA says no"
+    assert records(tmp_path / "out", "error")[-1]["fatal"]
 
 
 def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +258,34 @@ def test_a_full_disk_is_noticed_before_caching(
     assert "cache_dir_vae" in message
 
 
+def test_a_text_that_does_not_encode_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simplewan.app.caching.encode_prompts", lambda *_, **__: [torch.full((3, 8), float("nan"))])
+    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
+    assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'data.json'}") == 2
+    message = capfd.readouterr().err
+    assert "clips/clip-000.mp4, caption 1: cannot be encoded: its encoding holds NaN or infinity" in message
+
+
+def test_write_batch_size_bounds_the_files_of_both_caches(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
+    data = f"data_backend_config={tmp_path / 'data.json'}"
+    assert run("out", *QUIET, "max_train_steps=1", data, "write_batch_size=10", "vae_batch_size=1") == 0
+    for name in ("text", "latents"):
+        shards = [len(load_file(path)) for path in (tmp_path / name).glob("*.safetensors")]
+        assert max(shards) == 10, name
+
+
+def texts_apart(folder: Path) -> dict:
+    return {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(folder / "text")}
+
+
+def clips_of_the_example(folder: Path) -> dict:
+    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 78}
+    return {**entry, "video": {"num_frames": 17}, "cache_dir_vae": str(folder / "latents")}
+
+
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free
@@ -247,6 +317,15 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
         assert "shift" not in file.metadata()
     with safe_open(tmp_path / "fixed" / "pytorch_lora_weights.safetensors", framework="pt") as file:
         assert file.metadata()["shift"] == "1.0"
+
+
+def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7") == 0  # the example's smallest bucket has 4
+    message = capfd.readouterr().err
+    assert message.count("bucket 80x80@17 (4 samples) is left out") == 1
+    assert "1 checkpoints, 0 validations" in message
 
 
 def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_parts_come_back_exactly(tmp_path: Path) -> None:
     assert json.loads((path / "config.resolved.json").read_text()) == {"seed": 42}
 
 
+def test_a_place_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"output_dir = .* cannot be written"), OutputLock(folder):
+            pass
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     checkpoints = store(tmp_path, limit=2)
     for step in (1, 2, 3, 10):

@@ -25,6 +25,7 @@ from simplewan.caches.store import Store
 from simplewan.data.loading import load_clip, to_pixels
 from simplewan.data.mediainfo import MediaError
 from simplewan.data.samples import Sample
+from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint
 from simplewan.models.wan.text import clean_prompt, encode_prompts
@@ -133,12 +134,14 @@ def _fill_texts(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
             [Item(name=name, components={**settings, "prompt": clean_prompt(text)}) for name, text in names.items()],
             encoder,
             batch_size=context.options.caches.text_encoder_batch_size,
-            flush_records=gathered.records_per_file(folder),
+            flush_records=gathered.records_per_file(folder) or context.options.caches.write_batch_size,
             label="Caching text",
             key="text_cache",
             emit=context.emit,
             check=context.check,
         )
+        if filled.failed:
+            raise UserError(*(Problem(name, f"cannot be encoded: {why}") for name, why in filled.failed.items()))
         _report(context, filled, "text")
         places.update({text: (store, filled.keys[name]) for name, text in names.items()})
     del encoder

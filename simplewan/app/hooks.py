@@ -59,7 +59,8 @@ class SaveHook:
     def _save(self, step: int) -> None:
         began = time.monotonic()
         parts = {name: state for role in self._roles.values() for name, state in role.states()}
-        _refuse_not_finite(self._roles, step)
+        for name in self._roles:
+            _refuse_not_finite(name, parts[f"{name}.weights"], step)
         scaler = self._context.accelerator.scaler
         if scaler is not None:
             parts["scaler"] = scaler.state_dict()
@@ -76,13 +77,10 @@ class SaveHook:
         self._context.emit(CheckpointSaved(step=step, path=str(path), seconds=time.monotonic() - began))
 
 
-def _refuse_not_finite(roles: Mapping[str, Role], step: int) -> None:
-    for role in roles.values():
-        for name, tensor in role.weights().items():
-            if not torch.isfinite(tensor).all():
-                raise TrainingFailure(
-                    f"the weights of step {step} are not finite (first {role.name} {name}); not saved"
-                )
+def _refuse_not_finite(role: str, weights: Mapping[str, torch.Tensor], step: int) -> None:
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise TrainingFailure(f"the weights of step {step} are not finite (first {role} {name}); not saved")
 
 
 class EvalHook:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from simplewan.app.device import memory_text
 from simplewan.checkpoints.files import write_json
-from simplewan.events import Emitter, Event, Metric, RunSummary
+from simplewan.events import Emitter, ErrorHappened, Event, Metric, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
@@ -40,9 +40,12 @@ class Reports:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+        self, _kind: type[BaseException] | None, value: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self._console.close()
+        if value is not None and self._log is not None:
+            # The console has it from whoever ends the program.
+            self._log(ErrorHappened(f"{type(value).__name__}: {value}", where="run", fatal=True))
         for tracker in self._trackers:
             tracker.close()
         if self._log is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.batches.sizes import SampleRef
-from simplewan.caches.fill import FLUSH_RECORDS
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample
 from simplewan.data.scan import scan
@@ -40,10 +39,10 @@ class Gathered:
         """Where a dataset's latents, and its index, are kept."""
         return self.entries[dataset].cache_dir_vae or self.cache_dir / "vae" / dataset
 
-    def records_per_file(self, folder: Path) -> int:
-        """The write_batch_size of the text cache in `folder`."""
+    def records_per_file(self, folder: Path) -> int | None:
+        """The write_batch_size that the text_embeds entry of `folder` asks for."""
         sizes = [entry.write_batch_size for entry in self.text_entries.values() if entry.cache_dir == folder]
-        return next((size for size in sizes if size), FLUSH_RECORDS)
+        return next((size for size in sizes if size), None)
 
     def text_folder(self, dataset: str | None) -> Path:
         """Where a dataset's text embeddings are kept: the entry it names, else the default one. None: the default."""

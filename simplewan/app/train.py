@@ -19,7 +19,7 @@ from simplewan.app.roles import Expert, load_expert, make_objective, make_role
 from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
-from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure, UserError
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
 from simplewan.events import ErrorHappened, Stage
 from simplewan.models.wan.loading import check_files
 from simplewan.options import Loaded
@@ -30,8 +30,8 @@ from simplewan.training.loop import train as run_loop
 from simplewan.training.roles import Role
 from simplewan.training.signals import SignalWatch
 
-MEMORY_HINT = (
-    "gradient_checkpointing=true needs less memory, and so does a smaller train_batch_size, resolution or num_frames"
+OUT_OF_MEMORY = (
+    "the GPU has too little memory: gradient_checkpointing, or a smaller batch, resolution or num_frames, helps"
 )
 
 
@@ -53,17 +53,10 @@ def train(loaded: Loaded) -> int:
             reports.summarise(stop.signal_name, seconds=time.monotonic() - started)
             return stop.exit_code
         except (TrainingFailure, torch.OutOfMemoryError) as failure:
-            hint = f"; {MEMORY_HINT}" if isinstance(failure, torch.OutOfMemoryError) else ""
-            reports.emit(ErrorHappened(f"{failure}{hint}; {_last_good(output)}", where="training", fatal=True))
+            reason = OUT_OF_MEMORY if isinstance(failure, torch.OutOfMemoryError) else str(failure)
+            reports.emit(ErrorHappened(f"{reason}; {_last_good(output)}", where="training", fatal=True))
             reports.summarise("failed", seconds=time.monotonic() - started)
             return EXIT_FAILURE
-        except UserError:
-            raise
-        except Exception as error:
-            # Not caught, only recorded: whoever reads the log later learns how the attempt ended.
-            reports.emit(ErrorHappened(f"{type(error).__name__}: {error}", where="training", fatal=True))
-            reports.summarise("failed", seconds=time.monotonic() - started)
-            raise
         reports.summarise("finished", seconds=time.monotonic() - started)
         return EXIT_DONE
 
@@ -89,9 +82,9 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
     prepared = prepare(context)
     total = prepared.plan.total_steps
-    reports.set_total(total)
-    if finished_step(output) == total == start:
-        context.say(f"this run is finished: {total} steps; raise max_train_steps to go on")
+    reports.set_total(max(total, start))
+    if start >= total and finished_step(output) == start:
+        context.say(f"this run is finished: {start} steps; raise max_train_steps to go on")
         return
     announce(context, prepared.plan)
     forget_finished(output)

@@ -17,8 +17,12 @@ class OutputLock:
         self._path = folder / ".lock"
 
     def __enter__(self) -> OutputLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._path.open("a+", encoding="utf-8")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}"
+            raise UserError(Problem("output_dir", reason, key="output_dir", value=str(self._path.parent))) from None
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

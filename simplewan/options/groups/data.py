@@ -41,7 +41,8 @@ class DataOptions(Group):
         0.0, minimum=0, maximum=1, help="Share of samples trained with an empty caption; keeps guidance working."
     )
     disable_bucket_pruning: bool = option(
-        False, help="Keep buckets with fewer samples (times repeats + 1) than a batch; they give smaller batches."
+        False,
+        help="Keep buckets with fewer samples (times repeats + 1) than a batch: they give a batch every few epochs.",
     )
     data_backend_sampling: str = option(
         "auto-weighting",
