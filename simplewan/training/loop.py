@@ -97,7 +97,7 @@ def _update(
         group["lr"] = lr
     losses: list[torch.Tensor] = []
     names: list[str] = []
-    metrics: Mapping[str, float] = {}
+    metrics: list[Mapping[str, float]] = []
     epoch, sampler_state = role.epoch, role.sampler_state
     for _ in range(settings.accumulation):
         signals.check()
@@ -108,7 +108,7 @@ def _update(
             loss = role.loss(batch, generator)
             accelerator.backward(loss.value)
         losses.append(loss.value.detach())
-        metrics = loss.metrics
+        metrics.append(loss.metrics)
     mean_loss = float(torch.stack(losses).mean())
     _refuse_not_finite("loss", mean_loss, step=step, role=role, names=names)
     grad_norm = _clip(role, settings=settings, accelerator=accelerator)
@@ -118,7 +118,7 @@ def _update(
     role.optimizer.zero_grad()
     role.step += 1
     role.epoch, role.sampler_state = epoch, sampler_state
-    values = dict(metrics)
+    values = {key: sum(each[key] for each in metrics) / len(metrics) for key in metrics[0]}
     if grad_norm is not None and math.isfinite(grad_norm):
         values["grad_norm"] = grad_norm
     emit(
