@@ -332,3 +332,25 @@ def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:
     for name, prefetch in (("on", "true"), ("off", "false")):
         assert run(name, *QUIET, "max_train_steps=2", f"dataloader_prefetch={prefetch}") == 0
     assert weights(tmp_path / "on") == weights(tmp_path / "off")
+
+
+def test_a_permitted_change_is_recorded(run: Run, tmp_path: Path) -> None:
+    assert run("out", *QUIET, "max_train_steps=1") == 0
+    assert run("out", *QUIET, "max_train_steps=2", "learning_rate=1e-5") == 0
+    (said,) = [record["message"] for record in records(tmp_path / "out", "notice") if "resuming" in record["message"]]
+    assert "learning_rate 0.005 -> 1e-05" in said
+    assert "max_train_steps 1 -> 2" in said
+
+
+def test_a_cache_that_cannot_be_made_is_a_users_error(
+    run: Run, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("first", *QUIET, "max_train_steps=1") == 0
+    (tmp_path / "file").write_text("not a folder")
+    clips = str(cache / "examples" / "mini" / "clips")
+    entry = {"id": "new", "dataset_type": "video", "instance_data_dir": clips, "video": {"num_frames": 17}}
+    (tmp_path / "new.json").write_text(json.dumps([{**entry, "cache_dir_vae": str(tmp_path / "file" / "vae")}]))
+    assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'new.json'}") == 2
+    message = capfd.readouterr().err
+    assert "cache_dir_vae" in message
+    assert "Traceback" not in message

@@ -59,8 +59,15 @@ def find_resume(
                 for key in changed
             )
         )
-    emit(Notice(f"resuming from {path.name}"))
+    emit(Notice(f"resuming from {path.name}{_permitted_changes(record, resolved)}"))
     return Resume(path, step)
+
+
+def _permitted_changes(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """What differs from the checkpoint's configuration and may: the log keeps it."""
+    keys = sorted(key for key in {*record, *resolved} - {"datasets"} if _value(record, key) != _value(resolved, key))
+    changes = (f"{key} {_value(record, key)} -> {_value(resolved, key)}" for key in keys)
+    return f"; changed since: {', '.join(changes)}" if keys else ""
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:

@@ -11,6 +11,7 @@ from simplewan.batches.sizes import SampleRef
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample
 from simplewan.data.scan import scan
+from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions
 
@@ -68,6 +69,18 @@ class Gathered:
         ]
 
 
+def require_folder(folder: Path, *, dataset: str) -> None:
+    """Make the folder of a cache. Raises UserError when that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "put the caches elsewhere with cache_dir or cache_dir_vae"
+        problem = Problem(
+            f'dataset "{dataset}"', f"its cache cannot be made: {error.strerror}", "cache_dir_vae", str(folder), fix
+        )
+        raise UserError(problem) from None
+
+
 def gather(context: Context) -> Gathered:
     """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left."""
     context.emit(Stage("scan", "Looking at the data"))
@@ -79,6 +92,7 @@ def gather(context: Context) -> Gathered:
     scans = []
     for name, entry in entries.items():
         folder = entry.cache_dir_vae or cache_dir / "vae" / name
+        require_folder(folder, dataset=name)
         found = scan(entry, flavour=context.flavour, index_folder=folder, emit=context.emit, check=context.check)
         scans.append(found)
         for notice in found.notices:
