@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simplewan.batches.sampler import Sampler
-from simplewan.batches.sizes import SampleRef, batches_in_epochs, batches_per_epoch, prune, steps_in_epochs
+from simplewan.batches.sizes import SampleRef, batches_in_epochs, prune
 from simplewan.errors import UserError
 
 
@@ -244,11 +244,9 @@ def test_nothing_to_train_on_is_an_error():
 
 def test_planning_arithmetic():
     samples = refs_of(7, 5, repeats=1)
-    assert batches_per_epoch(samples, batch_size=4) == 6.0
     assert batches_in_epochs(samples, 1, batch_size=4) == 5
     assert batches_in_epochs(samples, 2, batch_size=4) == 12
     assert batches_in_epochs(samples, 2, batch_size=4, world_size=5) == 2
-    assert steps_in_epochs(samples, 2, batch_size=4, gradient_accumulation_steps=5) == 3
 
 
 def test_planning_needs_no_torch():

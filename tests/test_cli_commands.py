@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from simplewan import cli
-from simplewan.cli.examples import copy, example_folder, example_names
+from simplewan.cli.examples import copy
+from simplewan.examples import example_folder, example_names
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_mini = pytest.mark.skipif(example_folder("mini") is None, reason="the example's files are not there")
@@ -117,7 +118,7 @@ def test_options_searches_and_prints_json(capsys: pytest.CaptureFixture[str]) ->
 @needs_mini
 def test_examples_are_listed_and_copied_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["examples", "list"]) == 0
-    assert capsys.readouterr().out.split() == example_names()
+    assert capsys.readouterr().out.split() == list(example_names())
     written = copy("mini", tmp_path / "config" / "mini")
     assert tmp_path / "config" / "mini" / "config.json" in written
     assert cli.main(["examples", "copy", "mini"]) == 2

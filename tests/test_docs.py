@@ -15,7 +15,7 @@ import pytest
 
 from simplewan.cli import COMMANDS
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.examples import example_names
+from simplewan.examples import example_names
 from simplewan.options import Loaded, load
 from simplewan.options.catalogue import catalogue, dataset_catalogue
 from simplewan.options.sources import Override

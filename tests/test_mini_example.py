@@ -18,7 +18,7 @@ from simplewan.data.media import probe
 from simplewan.data.scan import scan
 from simplewan.errors import UserError
 from simplewan.events import Event, Notice
-from simplewan.examples import example_files, example_names
+from simplewan.examples import example_folder, example_names
 from simplewan.mini import clips, example
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption
@@ -128,9 +128,11 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
 
 def test_the_files_come_with_the_package() -> None:
     assert example_names() == ("mini",)
-    assert set(example_files("mini")) == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
+    folder = example_folder("mini")
+    assert folder is not None
+    names = {path.name for path in folder.glob("*.json")}
+    assert names == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
 
 
 def test_unknown_examples_are_refused() -> None:
-    with pytest.raises(KeyError):
-        example_files("../mini")
+    assert example_folder("../mini") is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, floor
+from math import floor
 
 from simplewan.batches.draws import uniform
 from simplewan.errors import Problem, UserError
@@ -77,11 +77,6 @@ def prune(
     return sorted(kept, key=lambda ref: ref.name), small
 
 
-def batches_per_epoch(samples: Iterable[SampleRef], *, batch_size: int, world_size: int = 1) -> float:
-    """Micro-batches of one rank in an epoch, on average over many epochs; of samples that were not pruned."""
-    return sum(ref.rate for ref in samples) / batch_size / world_size
-
-
 def batches_in_epochs(
     samples: Iterable[SampleRef], epochs: int, *, batch_size: int, world_size: int = 1, seed: int = 0, role: str = ""
 ) -> int:
@@ -93,21 +88,6 @@ def batches_in_epochs(
     for ref in samples:
         draws[ref.bucket] = draws.get(ref.bucket, 0) + appearances_until(ref, epochs, seed=seed, role=role)
     return sum(count // batch_size for count in draws.values()) // world_size
-
-
-def steps_in_epochs(
-    samples: Iterable[SampleRef],
-    epochs: int,
-    *,
-    batch_size: int,
-    gradient_accumulation_steps: int = 1,
-    world_size: int = 1,
-    seed: int = 0,
-    role: str = "",
-) -> int:
-    """Optimiser steps in the first `epochs` epochs: accumulation runs across the border of epochs, rounded up."""
-    batches = batches_in_epochs(samples, epochs, batch_size=batch_size, world_size=world_size, seed=seed, role=role)
-    return ceil(batches / gradient_accumulation_steps)
 
 
 def require_enough(

@@ -6,12 +6,12 @@ generated under SIMPLEWAN_CACHE when they are trained.
 
 from __future__ import annotations
 
-import importlib.resources
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem, UserError
+from simplewan.examples import example_folder, example_names
 
 USAGE = """usage: simpletuner examples list
        simpletuner examples copy NAME     copy an example's JSON files to config/NAME/ (nothing is overwritten)"""
@@ -52,26 +52,9 @@ def copy(name: str, target: Path) -> list[Path]:
     return [target / source.name for source in sources]
 
 
-def example_names() -> list[str]:
-    """The bundled examples, by name."""
-    root = _root()
-    return sorted(folder.name for folder in root.iterdir() if (folder / "config.json").is_file()) if root else []
-
-
-def example_folder(name: str) -> Path | None:
-    """The folder of an example's JSON files; None when there is no such example."""
-    root = _root()
-    return root / name if root is not None and name in example_names() else None
-
-
 def generated_folder(name: str, *, environ: Mapping[str, str]) -> Path:
     """Where the generated files of an example lie: in SIMPLEWAN_CACHE, else in the user's cache folder."""
     root = environ.get("SIMPLEWAN_CACHE")
     if not root:
         root = f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/simplewan"
     return Path(root).expanduser().absolute() / "examples" / name
-
-
-def _root() -> Path | None:
-    root = Path(str(importlib.resources.files("simplewan"))) / "examples"
-    return root if root.is_dir() else None

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.examples import example_folder, example_names, generated_folder
+from simplewan.cli.examples import generated_folder
 from simplewan.cli.listing import train_help
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem, UserError
+from simplewan.examples import example_folder, example_names
 from simplewan.options import Loaded, load
 from simplewan.options.sources import did_you_mean
 from simplewan.reporting.quiet import settle_environment

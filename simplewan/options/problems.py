@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,11 +55,6 @@ def from_text(value: Any, declared: Declared) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not valid JSON: {error.msg} at character {error.pos + 1}") from None
-
-
-def wants_none(declared: Declared) -> bool:
-    """Whether None is a value of this option (elsewhere a JSON null means: not set)."""
-    return types.NoneType in members(declared.annotation)
 
 
 def read_values(
