@@ -17,7 +17,7 @@ from simplewan.options.datasets import DatasetOptions, VideoOptions
 from simplewan.options.declare import is_on, members
 from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
-from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, RENAMED, SWITCHES
+from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, MUSUBI_DATASET, RENAMED, SWITCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +90,7 @@ def test_tables_of_foreign_keys_do_not_hide_ours() -> None:
     known, data = catalogue(), dataset_catalogue()
     assert not set(FOREIGN) & set(known) and not set(RENAMED) & set(known) and not set(SWITCHES) & set(known)
     assert not set(MUSUBI) & set(known)
+    assert not set(MUSUBI_DATASET) & {*dataset_catalogue(), *FOREIGN_DATASET}
     assert not set(FOREIGN_DATASET) & set(data)
     assert set(RENAMED.values()) <= set(known)
     assert {target for target in MUSUBI.values() if " " not in target} <= set(known)

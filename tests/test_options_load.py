@@ -139,6 +139,30 @@ def test_a_broken_file_is_named_with_line_and_column_and_nothing_is_guessed_from
         load(tmp_path / "nope.json", [], environ={})
 
 
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ('{\n  "lora_rank": 8\n  "seed": 1\n}', "line 3, column 3: .*; put a comma at the end of line 2"),
+        ('{\n  // mine\n  "seed": 1\n}', "line 2, column 3: .*; remove the comment"),
+        ('{\n  "seed": 1, # mine\n  "lora_rank": 8\n}', "line 2, .*; remove the comment"),
+        ('{\n  "seed": 1\n', "the file ends too early"),
+        ('{\n  "seed": [1,]\n}', "line 2, .*; remove the comma before it"),
+    ],
+)
+def test_the_usual_mistakes_in_json_are_told_with_their_fix(tmp_path: Path, text: str, fix: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=fix):
+        load(path, [], environ={}, base=tmp_path)
+
+
+def test_the_dataset_keys_of_musubi_tuner_are_answered_with_ours(tmp_path: Path) -> None:
+    text = problems(tmp_path, datasets=[{**DATASET, "num_repeats": 2, "caption_extension": ".txt", "batch_size": 1}])
+    assert "num_repeats is not a key of a dataset; write repeats" in text
+    assert "caption_extension is not a key of a dataset; leave it out" in text
+    assert "batch_size is not a key of a dataset; write train_batch_size in config.json" in text
+
+
 def test_a_broken_dataset_file_stands_beside_other_mistakes(tmp_path: Path) -> None:
     path = write(tmp_path, {"lora_rank": 0})
     (tmp_path / "data.json").write_text("[{]")

@@ -17,7 +17,7 @@ from simplewan.errors import Problem
 from simplewan.options.catalogue import Options, dataset_catalogue
 from simplewan.options.datasets import INHERITED, DatasetOptions, VideoOptions
 from simplewan.options.declare import Declared, declarations
-from simplewan.options.foreign import FOREIGN_DATASET
+from simplewan.options.foreign import FOREIGN_DATASET, MUSUBI_DATASET
 from simplewan.options.later import find_later
 from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, redact, translate
@@ -126,7 +126,9 @@ def _unknown(where: str, prefix: str, key: str, value: Any) -> Problem:
     own = [
         name.removeprefix(prefix) for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)
     ]
-    if not prefix and f"video.{key}" in known:
+    if not prefix and key in MUSUBI_DATASET:
+        fix = MUSUBI_DATASET[key]
+    elif not prefix and f"video.{key}" in known:
         fix = 'it belongs in the "video" object of this entry'
     elif prefix and key in known:
         fix = 'it belongs in the entry itself, outside "video"'

@@ -1,7 +1,8 @@
 """Keys of other trainers: what they are called here, or why there is no use for them.
 
 Pure data, imports nothing. SimpleTuner's keys without a use are answered with the reason and do no harm (FOREIGN), its
-older names are read as the present ones (RENAMED, SWITCHES); musubi-tuner's names lead to a "did you mean" (MUSUBI).
+older names are read as the present ones (RENAMED, SWITCHES); musubi-tuner's names lead to the fix (MUSUBI,
+MUSUBI_DATASET).
 """
 
 from __future__ import annotations
@@ -237,8 +238,21 @@ _MUSUBI = {
     "wandb_run_name": "tracker_run_name",
     "weighting_scheme": "flow_weighting",
 }
+_MUSUBI_DATASET = {
+    "batch_size": "write train_batch_size in config.json",
+    "bucket_no_upscale": "minimum_image_size leaves small sources out",
+    "cache_directory": "did you mean cache_dir_vae?",
+    "caption_extension": "leave it out: captions lie in .txt files",
+    "enable_bucket": "leave it out: sources always go to buckets",
+    "frame_extraction": "leave it out: the first frames of a clip are used",
+    "image_directory": 'write instance_data_dir, and "dataset_type": "image"',
+    "num_repeats": "write repeats, which counts the extra times: num_repeats 1 is repeats 0",
+    "target_frames": "did you mean video.num_frames?",
+    "video_directory": 'write instance_data_dir, and "dataset_type": "video"',
+}
 SWITCHES = MappingProxyType(_SWITCHES)
 FOREIGN = MappingProxyType(_FOREIGN)
 FOREIGN_DATASET = MappingProxyType(_FOREIGN_DATASET)
 RENAMED = MappingProxyType(_RENAMED)
+MUSUBI_DATASET = MappingProxyType(_MUSUBI_DATASET)
 MUSUBI = MappingProxyType({name: ours for name, ours in _MUSUBI.items() if name != ours})

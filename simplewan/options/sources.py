@@ -98,13 +98,26 @@ def read_json(path: Path, findings: Findings) -> Any:
         try:
             return json.loads(text, object_pairs_hook=once)
         except json.JSONDecodeError as error:
-            before = text[: error.pos].rstrip()
-            trailing = before.endswith(",") and text[error.pos : error.pos + 1] in ("]", "}")
-            fix = "remove the comma before it" if trailing else ""
             findings.problem(
-                f"{shown}, line {error.lineno}, column {error.colno}", f"is not valid JSON: {error.msg}", fix=fix
+                f"{shown}, line {error.lineno}, column {error.colno}",
+                f"is not valid JSON: {error.msg}",
+                fix=_json_fix(text, error),
             )
     return None
+
+
+def _json_fix(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about the usual mistakes in JSON; "" for the others."""
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if after.startswith(("//", "/*", "#")):
+        return "remove the comment: JSON has none"
+    if before.endswith(",") and after[:1] in ("]", "}"):
+        return "remove the comma before it"
+    if not after:
+        return "the file ends too early: a ] or } is missing"
+    if error.msg.startswith("Expecting ',' delimiter") and after[:1] in ('"', "{"):
+        return f"put a comma at the end of line {before.count(chr(10)) + 1}"
+    return ""
 
 
 def gather(
