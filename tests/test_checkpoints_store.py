@@ -100,6 +100,16 @@ def test_latest_skips_a_damaged_one_and_says_so(tmp_path: Path, damage: str) -> 
     assert checkpoints.find("none") is None
 
 
+def test_a_named_checkpoint_that_is_absent_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    with pytest.raises(UserError, match=r"is not there: .*; there are no checkpoints yet"):
+        checkpoints.find("checkpoint-9")
+    save(checkpoints, 2)
+    save(checkpoints, 4)
+    with pytest.raises(UserError, match=r"is not there: .*; there are checkpoint-2, checkpoint-4"):
+        checkpoints.find("checkpoint-9")
+
+
 def test_saving_again_replaces_a_damaged_one(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     (save(checkpoints, 2) / "manifest.json").unlink()

@@ -108,6 +108,17 @@ class CheckpointStore:
             return None
         if wanted != "latest":
             named = self.folder / wanted if _NAME.fullmatch(wanted) else Path(wanted)
+            if not named.is_dir():
+                there = ", ".join(self.path(step).name for step in self.steps())
+                raise UserError(
+                    Problem(
+                        "command line or config",
+                        f"is not there: {named}",
+                        key="resume_from_checkpoint",
+                        value=wanted,
+                        fix=f"there are {there}" if there else "there are no checkpoints yet; leave it out",
+                    )
+                )
             try:
                 self.verify(named)
             except DamagedCheckpoint as error:
