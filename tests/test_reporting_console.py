@@ -127,6 +127,11 @@ def test_a_pipe_gets_plain_lines() -> None:
     ]
 
 
+def test_a_run_that_was_stopped_says_how_it_goes_on() -> None:
+    text = _in_a_pipe([RunSummary("SIGINT", 2, 4, 1.0)])
+    assert text.splitlines() == ["SIGINT: step 2 of 4, 00:01", "  to go on: the same command again"]
+
+
 def test_plain_lines_come_at_intervals_with_an_eta() -> None:
     now = 0.0
     stream = io.StringIO()

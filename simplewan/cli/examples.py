@@ -24,11 +24,12 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_DONE
     if list(argv) in ([], ["list"]):
         for name in example_names():
-            print(name)
+            print(f"{name}    to see it work: simpletuner train example={name}")
         return EXIT_DONE
     if len(argv) == 2 and argv[0] == "copy":
         for path in copy(argv[1], Path("config") / argv[1]):
             print(path)
+        print(f"train it: simpletuner train env={argv[1]} output_dir=output/my-{argv[1]}")
         return EXIT_DONE
     print(USAGE, file=sys.stderr)
     return EXIT_USER_ERROR
@@ -38,8 +39,8 @@ def copy(name: str, target: Path) -> list[Path]:
     """Copy the JSON files of example `name` into `target`; returns the new files."""
     folder = example_folder(name)
     if folder is None:
-        known = ", ".join(example_names()) or "none"
-        raise UserError(Problem("command line", "is not an example", key="copy", value=name, fix=f"there are {known}"))
+        known = "the examples are: " + (", ".join(example_names()) or "none")
+        raise UserError(Problem("command line", "is not an example", key="copy", value=name, fix=known))
     sources = sorted(folder.glob("*.json"))
     taken = [target / source.name for source in sources if (target / source.name).exists()]
     if taken:

@@ -110,6 +110,8 @@ class Console:
             "newest clips": self._clips,
         }
         lines.extend(f"  {name}: {place}" for name, place in places.items() if place)
+        if event.reason.startswith("SIG"):
+            lines.append("  to go on: the same command again")
         return "\n".join(lines)
 
 
