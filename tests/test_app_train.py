@@ -325,7 +325,7 @@ def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
     assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7") == 0  # the example's smallest bucket has 4
     message = capfd.readouterr().err
     assert message.count("bucket 80x80@17 (4 samples) is left out") == 1
-    assert "1 checkpoints, 0 validations" in message
+    assert "; 1 checkpoint, 0 validations" in message
 
 
 def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:

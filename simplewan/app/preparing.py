@@ -59,9 +59,13 @@ def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
 
 def announce(context: Context, plan: RunPlan) -> None:
     """Say in one line what is going to happen."""
+
+    def counted(number: int, name: str) -> str:
+        return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
     context.say(
-        f"{plan.total_steps} steps, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
-        f"{len(plan.checkpoint_steps)} checkpoints, {len(plan.validation_steps)} validations"
+        f"{counted(plan.total_steps, 'step')}, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
+        f"{counted(len(plan.checkpoint_steps), 'checkpoint')}, {counted(len(plan.validation_steps), 'validation')}"
     )
 
 
