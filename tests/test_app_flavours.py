@@ -103,3 +103,13 @@ def test_the_wrong_model_is_refused_at_once(place: Path, tmp_path: Path, capfd: 
     assert main([*arguments, "model_flavour=i2v-a14b-2.2-high"]) == 2
     assert main([*arguments, "pretrained_model_name_or_path=no/where/at/all"]) == 2
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_model_of_no_published_size_is_remarked_on(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--config", str(place / "config.json"), "validation_disable=true", "max_train_steps=1"]
+    assert main([*arguments, f"output_dir={tmp_path / 'real'}", "model_flavour=t2v-480p-1.3b-2.1"]) == 0
+    assert "is 32 wide, 2 blocks; t2v-480p-1.3b-2.1 is 1536 wide, 30 blocks" in capfd.readouterr().err
+    assert main([*arguments, f"output_dir={tmp_path / 'mini'}", "model_flavour=t2v-mini"]) == 0
+    assert "is this the model" not in capfd.readouterr().err

@@ -20,8 +20,8 @@ from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
-from simplewan.events import ErrorHappened, Stage
-from simplewan.models.wan.loading import check_files
+from simplewan.events import ErrorHappened, Notice, Stage
+from simplewan.models.wan.loading import check_files, size_remark
 from simplewan.options import Loaded
 from simplewan.plan import RunPlan
 from simplewan.reporting.quiet import quiet_loading_bars
@@ -71,6 +71,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     options, emit = loaded.options, reports.emit
     for notice in loaded.notices:
         emit(notice)
+    if remark := size_remark(options.model, loaded.flavour):
+        emit(Notice(remark, severity="warning"))
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
     resume = find_resume(
         checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit
@@ -84,7 +86,9 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     total = prepared.plan.total_steps
     reports.set_total(max(total, start))
     if start >= total and finished_step(output) == start:
-        context.say(f"this run is finished: {start} steps; raise max_train_steps to go on")
+        context.say(
+            f"this run is finished: {start} steps; raise max_train_steps to go on, or start anew in another output_dir"
+        )
         return
     announce(context, prepared.plan)
     forget_finished(output)

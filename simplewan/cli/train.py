@@ -38,7 +38,12 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         for problem in loaded.later:
             print(f"  {problem}", file=sys.stderr)
         return EXIT_USER_ERROR
+    from simplewan.models.wan.sources import check_files
+
+    if arguments.example is None:
+        check_files(loaded.options.model, loaded.flavour)  # the example's model may have to be made first
     settle_environment(os.environ)
+    print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     example = arguments.example or arguments.env
     if placeholders and example is not None:
         from simplewan.app.examples import prepare

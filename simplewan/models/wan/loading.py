@@ -22,6 +22,7 @@ from simplewan.models.wan.sources import (
     fingerprint,
     part_folder,
     resolve_folder,
+    size_remark,
     source,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "resolve_folder",
+    "size_remark",
     "text_encoder_fingerprint",
     "vae_fingerprint",
 ]

@@ -128,8 +128,8 @@ def _download(place: Source, patterns: Sequence[str]) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         message = f"is neither a local folder nor a repository that can be read ({_first_line(error)})"
         raise UserError(Problem("model", message, key=place.key, value=place.name, fix=alternative)) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        return _cached(wanted, place, f"{alternative} ({_first_line(error)})")
+    except (LocalEntryNotFoundError, OSError):
+        return _cached(wanted, place, alternative)
 
 
 def _cached(wanted: dict[str, Any], place: Source, alternative: str) -> Path:
@@ -153,13 +153,18 @@ def _first_line(error: Exception) -> str:
 
 
 def check_files(model: ModelSource, flavour: Flavour) -> None:
-    """Look at every part that training `flavour` needs, as far as it is local. Raises UserError with all problems."""
+    """Look at every part that training `flavour` needs, as far as it is local, and whether the others can be had.
+
+    Raises UserError with all problems.
+    """
     problems: list[Problem] = []
     for part in (*(EXPERT_SUBFOLDER[expert] for expert in flavour.trained_experts), "vae", "text_encoder", "tokenizer"):
         try:
             place = source(model, flavour, part)
             if place.is_local:
                 problems += check_part(part_folder(place), place, flavour)
+            else:  # a few kilobytes: whether the repository can be had at all
+                resolve_folder(place.name, ["model_index.json"], key=place.key, revision=place.revision)
         except UserError as error:
             problems += error.problems
     unique = list({str(problem): problem for problem in problems}.values())
@@ -194,6 +199,26 @@ def check_part(folder: Path, place: Source, flavour: Flavour) -> list[Problem]:
     return _mismatch(config, place, flavour)
 
 
+def size_remark(model: ModelSource, flavour: Flavour) -> str | None:
+    """What to say of a local transformer that has none of the published sizes, though the flavour has one."""
+    place = source(model, flavour, EXPERT_SUBFOLDER[flavour.trained_experts[0]])
+    expected = expected_transformer_size(flavour)
+    if expected is None or not place.is_local:
+        return None
+    path = part_folder(place)
+    config = _header_config(path) if path.is_file() else json.loads((path / "config.json").read_text(encoding="utf-8"))
+    size = _size(config)
+    if size == expected or 0 in size:
+        return None
+    found, wanted = (f"{width} wide, {blocks} blocks" for width, blocks in (size, expected))
+    return f"the transformer in {place.name} is {found}; {flavour.name} is {wanted}: is this the model that you mean?"
+
+
+def _size(config: dict[str, Any]) -> tuple[int, int]:
+    """(width, blocks) of a transformer's configuration; 0 where it does not say."""
+    return config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0), config.get("num_layers", 0)
+
+
 def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[Problem]:
     """Sizes of a configuration (what it does not say is not compared) against those of the flavour."""
     differences: list[tuple[str, Any, Any]] = []
@@ -201,7 +226,7 @@ def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[P
         differences.append(("has another VAE: z_dim", config["z_dim"], flavour.vae.latent_channels))
     if place.part.startswith("transformer") and config.get("in_channels", flavour.in_channels) != flavour.in_channels:
         differences.append(("has other inputs: in_channels", config["in_channels"], flavour.in_channels))
-    size = (config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0), config.get("num_layers"))
+    size = _size(config)
     expected = expected_transformer_size(flavour)
     names = {size: f"{name.upper()} ({size[0]} wide, {size[1]} blocks)" for name, size in KNOWN_SIZES.items()}
     if place.part.startswith("transformer") and expected and size in names and size != expected:
