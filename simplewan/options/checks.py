@@ -36,7 +36,8 @@ def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str,
             flavour = find_flavour(name)
         except KeyError:
             meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
-            fix = f'did you mean "{meant}"?' if meant else f"known: {', '.join(FLAVOURS)}"
+            known = f"known: {', '.join(FLAVOURS)}"
+            fix = f'did you mean "{meant}"? {known}' if meant else known
             findings.problem(where, "is not a flavour of Wan", key="model_flavour", value=name, fix=fix)
             return None
         if by_base and flavour not in by_base:

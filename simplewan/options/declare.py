@@ -172,17 +172,18 @@ class Group(BaseModel):
         known = (*declared.choices, *declared.later_choices)
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, str) and item not in known:
-                raise ChoiceError(item, known)
+                raise ChoiceError(item, declared.choices, later=tuple(declared.later_choices))
         return value
 
 
 class ChoiceError(ValueError):
-    """A value that is not among the choices; carries them for the "did you mean"."""
+    """A value that is not among the choices; carries them, those that work first, for the "did you mean"."""
 
-    def __init__(self, value: str, known: Sequence[str]) -> None:
+    def __init__(self, value: str, working: Sequence[str], *, later: Sequence[str] = ()) -> None:
         self.value = value
-        self.known = tuple(known)
-        super().__init__(f"is not one of {', '.join(known)}")
+        self.working, self.later = tuple(working), tuple(later)
+        to_come = f" (to come: {', '.join(later)})" if later else ""
+        super().__init__(f"is not one of {', '.join(working)}{to_come}")
 
 
 @cache

@@ -131,7 +131,9 @@ def _message(item: Any, declared: Declared | None, *, several: bool) -> tuple[st
         return f"{words} {context[name]:g}", None
     if kind == "value_error":
         cause = context["error"]
-        meant = did_you_mean(cause.value, cause.known) if isinstance(cause, ChoiceError) else None
+        if not isinstance(cause, ChoiceError):
+            return str(cause), None
+        meant = did_you_mean(cause.value, cause.working) or did_you_mean(cause.value, cause.later)
         return str(cause), f'did you mean "{meant}"?' if meant else None
     if kind == "extra_forbidden":
         return "is not a key here", None
