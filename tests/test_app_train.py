@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from simplewan.app.hooks import SaveHook
+from simplewan.checkpoints import store
 from simplewan.cli import main
 from simplewan.validation import histogram
 from simplewan.validation.runner import Validator
@@ -354,3 +356,26 @@ def test_a_cache_that_cannot_be_made_is_a_users_error(
     message = capfd.readouterr().err
     assert "cache_dir_vae" in message
     assert "Traceback" not in message
+
+
+def test_a_disk_that_fills_while_saving_names_the_last_good_checkpoint(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_part = store.write_part
+
+    def full_from_the_second_on(folder: Path, name: str, state: dict) -> None:
+        if "checkpoint-2" in folder.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        write_part(folder, name, state)
+
+    arguments = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=1", "max_train_steps=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_part", full_from_the_second_on)
+        assert run("out", *arguments) == 1
+    message = capfd.readouterr().err
+    assert "No space left on device" in message
+    assert "the last good checkpoint is checkpoint-1" in message
+    assert "Traceback" not in message
+    assert run("out", *arguments) == 0
+    assert run("straight", *arguments) == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "straight")

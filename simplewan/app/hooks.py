@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from simplewan.app.context import Context
 from simplewan.app.export import export_loras, export_transformers
@@ -71,7 +72,10 @@ class SaveHook:
 
         full = self._context.options.model.model_type == "full"
         record = self._context.loaded.resolved
-        path = self._checkpoints.save(step, parts, record=record, extra=None if full else add_loras)
+        try:
+            path = self._checkpoints.save(step, parts, record=record, extra=None if full else add_loras)
+        except (OSError, SafetensorError) as error:
+            raise TrainingFailure(f"checkpoint-{step} was not written: {error}") from error
         self.saved = step
         self._context.signals.save_requested = False
         self._context.emit(CheckpointSaved(step=step, path=str(path), seconds=time.monotonic() - began))
