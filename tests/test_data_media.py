@@ -12,6 +12,7 @@ from PIL import Image
 from test_data_helpers import grey_index, picture, write_clip
 
 from simplewan.data.media import MediaError, decode_frames, iter_frames, probe, write_mp4
+from simplewan.data.mediainfo import load_av
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_transparent_gifs_are_flattened_on_white(tmp_path: Path) -> None:
 
 
 def test_ffmpeg_says_nothing_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its messages stay out of the terminal, and out of Python: PyAV's own log function can hang several readers."""
+    """Its messages about a damaged file stay out of the terminal."""
     path = tmp_path / "damaged.mp4"
     write_mp4(path, np.random.default_rng(0).integers(0, 255, (9, 48, 64, 3), dtype=np.uint8), fps=16)
     content = bytearray(path.read_bytes())
@@ -237,3 +238,10 @@ def test_ffmpeg_says_nothing_itself(tmp_path: Path, capfd: pytest.CaptureFixture
     with pytest.raises(MediaError):
         decode_frames(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_ffmpegs_messages_do_not_pass_through_python(capfd: pytest.CaptureFixture[str]) -> None:
+    """A message of the one level that is not silenced is printed by FFmpeg; PyAV's log function would swallow it."""
+    av = load_av()
+    av.logging.log(av.logging.PANIC, "test", "printed by FFmpeg itself")
+    assert "printed by FFmpeg itself" in capfd.readouterr().err
