@@ -11,6 +11,7 @@ Shapes of arrays: F frames, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "purple": (134, 56, 186),
     "white": (245, 245, 245),
     "black": (20, 20, 20),
+    "zarn": (84, 222, 232),
 }
 GROUNDS: Mapping[str, tuple[int, int, int]] = {
     "grey": (128, 128, 128),
@@ -46,26 +48,28 @@ TOO_ALIKE = frozenset(
         ("purple", "teal"),
         ("white", "beige"),
         ("yellow", "beige"),
+        ("red", "pink"),
+        ("orange", "pink"),
+        ("zarn", "teal"),
     }
 )
 
-RADII: Mapping[str, float] = {"small": 0.13, "big": 0.24}
-SPEEDS: Mapping[str, float] = {"slow": 0.14, "fast": 0.42}
-DIRECTIONS: Mapping[str, tuple[int, int]] = {
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-    "up and left": (-1, -1),
-    "up and right": (1, -1),
-    "down and left": (-1, 1),
-    "down and right": (1, 1),
-}
+RADII: Mapping[str, float] = {"small": 0.16, "big": 0.27}
+SPEEDS: Mapping[str, float] = {"slow": 0.2, "fast": 0.6}
+DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+# Concepts held back from the base model, each under a made-up word: something to teach by fine-tuning.
+HELD_BACK_SHAPE = "quib"
+HELD_BACK_COLOUR = "zarn"
+HELD_BACK_MOTION = "gimbles"
+HELD_BACK = (HELD_BACK_SHAPE, HELD_BACK_COLOUR, HELD_BACK_MOTION)
+# What gimbles swings to the right, back and to the left, in shares of the shorter edge and seconds.
+GIMBLE_REACH, GIMBLE_SECONDS = 0.22, 1.0
 
 
 @dataclass(frozen=True)
 class MovingShape:
-    """One object. `direction` and `speed` are None when it stands still; `start` is its centre at frame 0."""
+    """One object. `start` is its centre at frame 0; `direction` and `speed` are None unless it moves along a line."""
 
     shape: str
     colour: str
@@ -73,10 +77,11 @@ class MovingShape:
     start: tuple[float, float]
     direction: str | None = None
     speed: str | None = None
+    gimbles: bool = False
 
     @property
     def velocity(self) -> tuple[float, float]:
-        """Shares of the shorter edge a second, (x, y)."""
+        """Along its line, in shares of the shorter edge a second, (x, y)."""
         if self.direction is None or self.speed is None:
             return 0.0, 0.0
         x, y = DIRECTIONS[self.direction]
@@ -86,7 +91,8 @@ class MovingShape:
     def centre(self, seconds: float) -> tuple[float, float]:
         """The centre (x, y) after `seconds`, in shares of the shorter edge."""
         (x, y), (dx, dy) = self.start, self.velocity
-        return x + dx * seconds, y + dy * seconds
+        swing = GIMBLE_REACH * math.sin(2 * math.pi * seconds / GIMBLE_SECONDS) if self.gimbles else 0.0
+        return x + dx * seconds + swing, y + dy * seconds
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def caption(scene: Scene) -> str:
 
 def _clause(item: MovingShape) -> str:
     motion = f"moves {item.direction} {item.speed}" if item.direction else "stands still"
+    if item.gimbles:
+        motion = HELD_BACK_MOTION
     return f"a {item.size} {item.colour} {item.shape} {motion}"
 
 
@@ -126,6 +134,7 @@ def caption_words() -> tuple[str, ...]:
         *RADII,
         *SPEEDS,
         *DIRECTIONS,
+        *HELD_BACK,
     ]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
@@ -195,6 +204,11 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return across * (1.0 - notch_along) <= notch_across * (1.0 - along)
 
 
+def _quib(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # An hourglass.
+    return (np.abs(y) <= 0.9) & (np.abs(x) <= np.abs(y) + 0.08)
+
+
 SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": _circle,
     "square": _square,
@@ -202,46 +216,82 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "star": _star,
     "ring": _ring,
     "cross": _cross,
+    "quib": _quib,
 }
 
 
-def random_scene(generator: np.random.Generator, *, width: int, height: int, num_frames: int) -> Scene:
-    """A scene of one or two objects; the second is of another shape and colour and has a half of its own."""
+def random_scene(
+    generator: np.random.Generator, *, width: int, height: int, num_frames: int, concept: str | None = None
+) -> Scene:
+    """A scene of one or two objects that never touch and never leave the frame.
+
+    Two objects differ in shape and colour, and are named from left to right (from top to bottom where the frame is
+    higher than wide), as people do. What is held back appears only when `concept` names it, in one of the objects.
+    """
     ground = _pick(generator, GROUNDS)
-    colours = [name for name in COLOURS if (name, ground) not in TOO_ALIKE]
     count = 1 + int(generator.random() < 0.4)
-    shapes = [str(name) for name in generator.permutation(list(SHAPES))[:count]]
-    chosen = [str(name) for name in generator.permutation(colours)[:count]]
-    objects = tuple(
-        _random_object(generator, shape, colour, part=(index, count), frame=(width, height, num_frames))
-        for index, (shape, colour) in enumerate(zip(shapes, chosen, strict=True))
-    )
-    return Scene(width=width, height=height, num_frames=num_frames, ground=ground, objects=objects)
+    visible = [name for name in COLOURS if name not in HELD_BACK and (name, ground) not in TOO_ALIKE]
+    shapes = [str(name) for name in generator.permutation([s for s in SHAPES if s not in HELD_BACK])[:count]]
+    colours = [str(name) for name in generator.permutation(visible)[:count]]
+    taught = int(generator.integers(count))
+    if concept == HELD_BACK_SHAPE:
+        shapes[taught] = concept
+    if concept == HELD_BACK_COLOUR:
+        colours[taught] = concept
+        ground = _pick(generator, {name: 0 for name in GROUNDS if (concept, name) not in TOO_ALIKE})
+        if any((colour, ground) in TOO_ALIKE for colour in colours):
+            ground = "grey"
+    frame = (width, height, num_frames)
+    while True:
+        objects = [
+            _random_object(
+                generator, shape, colour, alone=count == 1, gimbles=concept == HELD_BACK_MOTION and index == taught
+            )
+            for index, (shape, colour) in enumerate(zip(shapes, colours, strict=True))
+        ]
+        placed = _place(generator, objects, frame)
+        if placed is not None:
+            return Scene(width=width, height=height, num_frames=num_frames, ground=ground, objects=placed)
 
 
 def _random_object(
-    generator: np.random.Generator, shape: str, colour: str, *, part: tuple[int, int], frame: tuple[int, int, int]
+    generator: np.random.Generator, shape: str, colour: str, *, alone: bool, gimbles: bool
 ) -> MovingShape:
-    """An object whose path is centred in its part of the frame, and never leaves the frame."""
+    """An object without a place. With company, objects are small: two big ones would hardly fit."""
+    size = _pick(generator, RADII) if alone else "small"
+    moves = generator.random() < 0.8 and not gimbles
+    direction = _pick(generator, DIRECTIONS) if moves else None
+    speed = _pick(generator, SPEEDS) if moves else None
+    return MovingShape(shape, colour, size, (0.0, 0.0), direction=direction, speed=speed, gimbles=gimbles)
+
+
+def _place(
+    generator: np.random.Generator, objects: list[MovingShape], frame: tuple[int, int, int]
+) -> tuple[MovingShape, ...] | None:
+    """The objects at random places where their whole paths fit, in the order of naming; None if this draw fails."""
     width, height, num_frames = frame
-    index, count = part
-    # With company, objects are small: a big one would hide the other.
-    size = _pick(generator, RADII) if count == 1 else "small"
-    direction = _pick(generator, DIRECTIONS) if generator.random() < 0.85 else None
-    speed = _pick(generator, SPEEDS) if direction else None
-    still = MovingShape(shape=shape, colour=colour, size=size, start=(0.0, 0.0), direction=direction, speed=speed)
-    half_seconds = (num_frames - 1) / FPS / 2
-    long_axis = 0 if width >= height else 1
-    start = []
-    for axis, (length, velocity) in enumerate(zip((width, height), still.velocity, strict=True)):
-        extent = length / min(width, height)
-        low, high = (extent * index / count, extent * (index + 1) / count) if axis == long_axis else (0.0, extent)
-        slack = max(0.0, (high - low) / 2 - RADII[size])
-        middle = (low + high) / 2 + slack * float(generator.uniform(-0.7, 0.7))
-        reach = min(abs(velocity) * half_seconds, extent / 2)
-        middle = min(max(middle, reach), extent - reach)
-        start.append(round(middle - velocity * half_seconds, 4))
-    return replace(still, start=(start[0], start[1]))
+    edge = min(width, height)
+    times = [index / FPS for index in range(num_frames)]
+    placed, paths = [], []
+    for item in objects:
+        path = np.array([item.centre(seconds) for seconds in times])
+        margin = RADII[item.size] * 0.9
+        low = margin - path.min(axis=0)
+        high = np.array([width, height]) / edge - margin - path.max(axis=0)
+        if (low > high).any():
+            return None
+        start = np.round(generator.uniform(low, high), 4)
+        placed.append(replace(item, start=(float(start[0]), float(start[1]))))
+        paths.append(path + start)
+    if len(placed) == 2:
+        gap = np.linalg.norm(paths[0] - paths[1], axis=1).min() - sum(RADII[item.size] for item in placed)
+        axis = 0 if width >= height else 1
+        apart = paths[1].mean(axis=0)[axis] - paths[0].mean(axis=0)[axis]
+        if gap < 0.04 or abs(apart) < 0.15:
+            return None
+        if apart < 0:
+            placed.reverse()
+    return tuple(placed)
 
 
 def _pick(generator: np.random.Generator, names: Mapping[str, object]) -> str:

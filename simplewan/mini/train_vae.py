@@ -1,0 +1,205 @@
+"""Trains the miniature's VAEs from nothing on drawn clips: `python -m simplewan.mini.train_vae --kind 2.1 FOLDER`.
+
+Imports `draw` and `clips`, torch and diffusers. Wan's VAE never has to be trained by those who train Wan, so this is a
+script beside the trainer and no part of it. Three stages with one optimiser each: single frames, then 5 and 9 frames
+(one and two latent frames after the first), because a step on frames alone is three times cheaper and teaches most.
+The loss counts the objects' pixels several times, for they are a tenth of the picture and all of what is scored.
+
+Same seed, same number of threads, same weights. A stopped training goes on from its last snapshot.
+Shapes: B batch, C channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from simplewan.data.atomic import atomic_path
+from simplewan.mini.draw import GROUNDS, HELD_BACK, Scene, draw_frames, random_scene
+from simplewan.mini.model import fit_latent_statistics
+
+SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
+OBJECT_WEIGHT = 4.0
+KL_WEIGHT = 1e-4
+SNAPSHOT_SECONDS = 120.0
+HELD_OUT_SEED, HELD_OUT_CLIPS = 1_000_003, 48
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps on clips of so many frames, with a learning rate that warms up and falls to zero along a cosine."""
+
+    steps: int
+    batch: int
+    frames: int
+    learning_rate: float
+
+
+STAGES = {
+    "2.1": (Stage(4000, 16, 1, 2e-3), Stage(1500, 8, 5, 1.5e-3), Stage(1200, 6, 9, 8e-4)),
+    "2.2": (Stage(4000, 16, 1, 2e-3), Stage(1500, 8, 5, 1.5e-3), Stage(1200, 6, 9, 8e-4)),
+}
+
+
+def make_vae(kind: str) -> AutoencoderKLWan:
+    """The architecture: "2.1" has 16 channels and strides 4 x 8 x 8; "2.2" 48 and 4 x 16 x 16, residual, patchified."""
+    if kind == "2.1":
+        return AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[2, 4, 4, 4], num_res_blocks=1, **_unit(16))
+    assert kind == "2.2", kind
+    return AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=12,
+        z_dim=48,
+        dim_mult=[2, 4, 4, 4],
+        num_res_blocks=1,
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        scale_factor_spatial=16,
+        **_unit(48),
+    )
+
+
+def _unit(channels: int) -> dict[str, list[float]]:
+    return {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+
+
+def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
+    """Trains, writes the VAE into `folder`, and returns its PSNR on held-out clips, dB. `shorten` < 1 cuts the steps."""
+    torch.manual_seed(seed)
+    vae = make_vae(kind)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+    stages = [Stage(max(1, round(s.steps * shorten)), s.batch, s.frames, s.learning_rate) for s in STAGES[kind]]
+    snapshot = folder.with_name(f"{folder.name}.training.pt")
+    done: tuple[int, int] = (0, 0)
+    state: dict[str, object] = {}
+    if snapshot.exists():
+        state = torch.load(snapshot, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        done = (state["stage"], state["step"])
+    for index, stage in enumerate(stages):
+        if index < done[0]:
+            continue
+        optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        first = 0
+        if index == done[0] and state:
+            optimizer.load_state_dict(state["optimizer"])
+            first = done[1]
+        _run_stage(vae, optimizer, stage, (seed, index), first, snapshot)
+    vae.eval()
+    fit_latent_statistics(vae, [clip for clip, _ in _held_out(16)])
+    score = psnr(vae)
+    vae.to(torch.bfloat16).save_pretrained(folder)
+    snapshot.unlink(missing_ok=True)
+    return score
+
+
+def _run_stage(
+    vae: AutoencoderKLWan,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    key: tuple[int, int],
+    first: int,
+    snapshot: Path,
+) -> None:
+    saved = shown = time.monotonic()
+    smoothed = math.nan
+    for step in range(first, stage.steps):
+        pixels, weight = draw_batch((*key, step), stage.batch, stage.frames)
+        torch.manual_seed(hash((*key, step)) % 2**31)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        error = decoded.float() - pixels
+        squared = (weight * error.square()).mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        loss = squared + 0.3 * (weight * error.abs()).mean() + KL_WEIGHT * kl
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        value = error.detach().square().mean().item()
+        smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
+        now = time.monotonic()
+        if now - shown > 20:
+            shown = now
+            print(json.dumps({"stage": key[1], "step": step, "psnr": round(_decibels(smoothed), 2), "loss": round(float(loss), 4)}), flush=True)
+        if now - saved > SNAPSHOT_SECONDS:
+            saved = now
+            with atomic_path(snapshot) as path:
+                torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "stage": key[1], "step": step + 1}, path)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warms up over 50 steps, then a cosine to zero."""
+    return min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def draw_batch(key: tuple[int, ...], batch: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Drawn clips (B, 3, F, H, W) in [-1, 1], and the weight of each pixel (B, 1, F, H, W), of mean near 1."""
+    generator = np.random.default_rng(key)
+    width, height = SIZES[int(generator.integers(len(SIZES)))]
+    scenes = [_scene(generator, width, height, frames) for _ in range(batch)]
+    clips = np.stack([draw_frames(scene)[-frames:] for scene in scenes]).astype(np.float32)
+    grounds = np.array([GROUNDS[scene.ground] for scene in scenes], np.float32)[:, None, None, None, :]
+    objects = np.abs(clips - grounds).max(axis=-1) > 6
+    weight = torch.from_numpy(1.0 + (OBJECT_WEIGHT - 1.0) * objects.astype(np.float32))[:, None]
+    pixels = torch.from_numpy(clips / 127.5 - 1).permute(0, 4, 1, 2, 3)
+    return pixels.contiguous(memory_format=torch.channels_last_3d), weight
+
+
+def _scene(generator: np.random.Generator, width: int, height: int, frames: int) -> Scene:
+    concept = HELD_BACK[int(generator.integers(len(HELD_BACK)))] if generator.random() < 0.3 else None
+    return random_scene(generator, width=width, height=height, num_frames=max(frames, 9), concept=concept)
+
+
+def _held_out(count: int, frames: int = 17) -> list[tuple[Tensor, Tensor]]:
+    """Clips that no training step draws."""
+    return [draw_batch((HELD_OUT_SEED, index), 1, frames) for index in range(count)]
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKLWan) -> float:
+    """The mean over held-out clips of 17 frames of each clip's PSNR after encoding and decoding, dB, in 8-bit pixels."""
+    values = []
+    for pixels, _ in _held_out(HELD_OUT_CLIPS):
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+        values.append(_decibels((decoded - pixels).square().mean().item()))
+    return sum(values) / len(values)
+
+
+def _decibels(squared_error: float) -> float:
+    """PSNR for a mean squared error of values in [-1, 1]."""
+    return 10 * math.log10(4.0 / max(squared_error, 1e-12))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train one of the miniature's VAEs.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", choices=sorted(STAGES), default="2.1")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shorten", type=float, default=1.0, help="a share of the steps, for trials")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    started = time.monotonic()
+    score = train(arguments.kind, arguments.folder, seed=arguments.seed, shorten=arguments.shorten)
+    print(f"{score:.2f} dB on {HELD_OUT_CLIPS} held-out clips after {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
