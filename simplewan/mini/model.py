@@ -33,7 +33,7 @@ def build_model(folder: Path, *, seed: int) -> None:
         transformer = _make_transformer()
         vae = _make_vae()
         tokenizer = make_tokenizer()
-        text_encoder = _make_text_encoder(len(tokenizer))
+        text_encoder = make_text_encoder(len(tokenizer))
     fit_latent_statistics(vae, _pixels(seed))
     # The settings of the published Wan 2.1 folders; the shift is that of the flavour's row.
     scheduler = UniPCMultistepScheduler(
@@ -74,7 +74,8 @@ def _make_vae() -> AutoencoderKLWan:
     ).eval()
 
 
-def _make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """The encoder, 0.1M parameters, untrained."""
     config = UMT5Config(
         vocab_size=vocabulary,
         d_model=TEXT_WIDTH,

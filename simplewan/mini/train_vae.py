@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +36,21 @@ HELD_OUT_SEED, HELD_OUT_CLIPS = 1_000_003, 48
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps on clips of so many frames, with a learning rate that warms up and falls to zero along a cosine."""
+    """Steps on clips of so many frames, with a learning rate that warms up and falls to zero along a cosine.
+
+    `window`, in pixels, cuts the clips to a square around an object; None leaves them whole.
+    """
 
     steps: int
     batch: int
     frames: int
     learning_rate: float
+    window: int | None = None
 
 
 STAGES = {
-    "2.1": (Stage(4000, 16, 1, 2e-3), Stage(1500, 8, 5, 1.5e-3), Stage(1200, 6, 9, 8e-4)),
-    "2.2": (Stage(4000, 16, 1, 2e-3), Stage(1500, 8, 5, 1.5e-3), Stage(1200, 6, 9, 8e-4)),
+    "2.1": (Stage(2400, 16, 1, 2e-3), Stage(1800, 8, 5, 1.5e-3, window=48), Stage(900, 6, 9, 8e-4, window=48)),
+    "2.2": (Stage(2400, 16, 1, 2e-3), Stage(1800, 8, 5, 1.5e-3, window=48), Stage(900, 6, 9, 8e-4, window=48)),
 }
 
 
@@ -81,7 +85,7 @@ def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
-    stages = [Stage(max(1, round(s.steps * shorten)), s.batch, s.frames, s.learning_rate) for s in STAGES[kind]]
+    stages = [replace(s, steps=max(1, round(s.steps * shorten))) for s in STAGES[kind]]
     snapshot = folder.with_name(f"{folder.name}.training.pt")
     done: tuple[int, int] = (0, 0)
     state: dict[str, object] = {}
@@ -117,7 +121,7 @@ def _run_stage(
     saved = shown = time.monotonic()
     smoothed = math.nan
     for step in range(first, stage.steps):
-        pixels, weight = draw_batch((*key, step), stage.batch, stage.frames)
+        pixels, weight = draw_batch((*key, step), stage.batch, stage.frames, stage.window)
         torch.manual_seed(hash((*key, step)) % 2**31)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
@@ -149,17 +153,34 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def draw_batch(key: tuple[int, ...], batch: int, frames: int) -> tuple[Tensor, Tensor]:
-    """Drawn clips (B, 3, F, H, W) in [-1, 1], and the weight of each pixel (B, 1, F, H, W), of mean near 1."""
+def draw_batch(
+    key: tuple[int, ...], batch: int, frames: int, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Drawn clips (B, 3, F, H, W) in [-1, 1], and the weight of each pixel (B, 1, F, H, W)."""
     generator = np.random.default_rng(key)
     width, height = SIZES[int(generator.integers(len(SIZES)))]
     scenes = [_scene(generator, width, height, frames) for _ in range(batch)]
-    clips = np.stack([draw_frames(scene)[-frames:] for scene in scenes]).astype(np.float32)
+    clips = np.stack([_cut(draw_frames(scene)[-frames:], scene, window, generator) for scene in scenes])
+    clips = clips.astype(np.float32)
     grounds = np.array([GROUNDS[scene.ground] for scene in scenes], np.float32)[:, None, None, None, :]
     objects = np.abs(clips - grounds).max(axis=-1) > 6
     weight = torch.from_numpy(1.0 + (OBJECT_WEIGHT - 1.0) * objects.astype(np.float32))[:, None]
     pixels = torch.from_numpy(clips / 127.5 - 1).permute(0, 4, 1, 2, 3)
     return pixels.contiguous(memory_format=torch.channels_last_3d), weight
+
+
+def _cut(frames_FHWC: np.ndarray, scene: Scene, window: int | None, generator: np.random.Generator) -> np.ndarray:
+    """The clip, or a square of `window` pixels near where one of its objects is half way."""
+    if window is None:
+        return frames_FHWC
+    item = scene.objects[int(generator.integers(len(scene.objects)))]
+    edge = min(scene.width, scene.height)
+    centre = item.centre((scene.num_frames - 1) / 2 / scene.fps)
+    left, top = (
+        int(np.clip(share * edge - window / 2 + generator.integers(-8, 9), 0, length - window))
+        for share, length in zip(centre, (scene.width, scene.height), strict=True)
+    )
+    return frames_FHWC[:, top : top + window, left : left + window]
 
 
 def _scene(generator: np.random.Generator, width: int, height: int, frames: int) -> Scene:
