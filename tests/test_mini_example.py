@@ -21,7 +21,7 @@ from simplewan.events import Event, Notice
 from simplewan.examples import example_folder, example_names
 from simplewan.mini import clips, example
 from simplewan.mini.clips import make_scenes
-from simplewan.mini.draw import caption
+from simplewan.mini.draw import caption, caption_words
 from simplewan.mini.example import MARKER, prepare
 from simplewan.options import load
 
@@ -112,6 +112,8 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
     assert not loaded.notices
     assert not loaded.later
     assert len(loaded.prompts) == 2
+    words = {word for prompt in loaded.prompts.values() for word in prompt.replace(";", "").split()}
+    assert words <= set(caption_words())
     options, dataset = loaded.options, loaded.datasets[0]
     assert options.model.pretrained_model_name_or_path == str(tmp_path / "model")
     clips.write_dataset(tmp_path / "clips", seed=example.SEED, count=example.CLIPS)
@@ -120,7 +122,7 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
     assert not found.dropped
     assert not [event for event in said if isinstance(event, Notice) and event.severity != "info"]
     sizes = Counter(sample.bucket for sample in found.samples)
-    assert sizes == {"96x64@17": 12, "64x96@17": 8, "80x80@17": 4}
+    assert sizes == {"64x64@17": 8, "80x48@17": 8, "48x80@17": 8}
     assert all(count % options.data.train_batch_size == 0 for count in sizes.values()), "every clip is in every epoch"
     (size,) = options.validation.validation_resolution
     assert all(edge % loaded.flavour.pixel_multiple == 0 for edge in size)

@@ -13,26 +13,29 @@ import numpy as np
 from simplewan.data.media import write_mp4
 from simplewan.mini.draw import Scene, caption, draw_frames, random_scene
 
-# (width, height) of the sources: landscape, portrait and square; those larger than the training size are scaled down.
-SIZES = ((96, 64), (64, 96), (80, 80), (144, 96), (96, 64), (64, 96))
+# (width, height) of the sources: square, landscape and portrait; the larger ones are scaled down to the training size.
+SIZES = ((64, 64), (80, 48), (48, 80), (128, 128), (160, 96), (96, 160))
 LENGTHS_FRAMES = (17, 21, 25, 33)
 
 
-def make_scenes(seed: int, count: int) -> tuple[Scene, ...]:
-    """`count` scenes; the first n of a longer list are those of a shorter one with the same seed."""
+def make_scenes(seed: int, count: int, *, concept: str | None = None) -> tuple[Scene, ...]:
+    """`count` scenes; the first n of a longer list are those of a shorter one with the same seed.
+
+    `concept`, one of `draw.HELD_BACK`, is in every scene; without one, in none.
+    """
     scenes = []
     for index in range(count):
         generator = np.random.default_rng([seed, index])
         width, height = SIZES[index % len(SIZES)]
         num_frames = LENGTHS_FRAMES[(index // len(SIZES)) % len(LENGTHS_FRAMES)]
-        scenes.append(random_scene(generator, width=width, height=height, num_frames=num_frames))
+        scenes.append(random_scene(generator, width=width, height=height, num_frames=num_frames, concept=concept))
     return tuple(scenes)
 
 
-def write_dataset(folder: Path, *, seed: int, count: int) -> tuple[Scene, ...]:
+def write_dataset(folder: Path, *, seed: int, count: int, concept: str | None = None) -> tuple[Scene, ...]:
     """Writes `count` clips and their captions into `folder`; returns their scenes, in the order of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = make_scenes(seed, count)
+    scenes = make_scenes(seed, count, concept=concept)
     for index, scene in enumerate(scenes):
         write_mp4(folder / f"clip-{index:03d}.mp4", draw_frames(scene), scene.fps)
         (folder / f"clip-{index:03d}.txt").write_text(caption(scene) + "\n", encoding="utf-8")
