@@ -174,7 +174,7 @@ def figures(run: Run) -> dict[str, object]:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     names = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
     return {
-        "final LoRA": _sha256(run.output / "pytorch_lora_weights.safetensors"),
+        "final LoRA": _sha256(run.output / "pytorch_lora_weights_low_noise.safetensors"),
         "last checkpoint": names,
         "losses of all steps, once": of("metric"),
         "losses on fixed samples, once": of("eval_loss"),

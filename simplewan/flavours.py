@@ -87,6 +87,23 @@ def _a14b(task: str, stage: str) -> Flavour:
     )
 
 
+def _mini(stage: str) -> Flavour:
+    """The bundled example: the real classes, made small, two experts. No repository; its folder is made locally."""
+    return Flavour(
+        name=f"t2v-mini-{stage}",
+        task="t2v",
+        repository="",
+        vae=VAE_21,
+        fps=16.0,
+        steps=20,
+        guidance=(4.0, 4.0),
+        validation_shift=5.0,
+        training_shift=5.0,
+        boundary=0.875,
+        stage=stage,
+    )
+
+
 def _wan21(name: str, task: str, repository: str) -> Flavour:
     return Flavour(
         name=name,
@@ -124,17 +141,8 @@ _ROWS = (
         in_channels=48,
         available=False,
     ),
-    # The bundled example: the real classes, made small. It has no repository; its folder is made locally.
-    Flavour(
-        name="t2v-mini",
-        task="t2v",
-        repository="",
-        vae=VAE_21,
-        fps=16.0,
-        steps=12,
-        guidance=(4.0,),
-        validation_shift=3.0,
-    ),
+    _mini(HIGH),
+    _mini(LOW),
 )
 
 FLAVOURS: dict[str, Flavour] = {row.name: row for row in _ROWS}

@@ -111,5 +111,5 @@ def test_a_model_of_no_published_size_is_remarked_on(
     arguments = ["train", "--config", str(place / "config.json"), "validation_disable=true", "max_train_steps=1"]
     assert main([*arguments, f"output_dir={tmp_path / 'real'}", "model_flavour=t2v-480p-1.3b-2.1"]) == 0
     assert "is 32 wide, 2 blocks; t2v-480p-1.3b-2.1 is 1536 wide, 30 blocks" in capfd.readouterr().err
-    assert main([*arguments, f"output_dir={tmp_path / 'mini'}", "model_flavour=t2v-mini"]) == 0
+    assert main([*arguments, f"output_dir={tmp_path / 'mini'}", "model_flavour=t2v-mini-high"]) == 0
     assert "is this the model" not in capfd.readouterr().err

@@ -54,7 +54,7 @@ def outcome(folder: Path) -> dict[str, object]:
     """Everything of a finished run that must not depend on where it was stopped."""
     measured = [(record["step"], record["role"], record["loss"]) for record in records(folder, "eval_loss")]
     return {
-        "weights": hashlib.sha256((folder / "pytorch_lora_weights.safetensors").read_bytes()).hexdigest(),
+        "weights": hashlib.sha256((folder / "pytorch_lora_weights_low_noise.safetensors").read_bytes()).hexdigest(),
         "losses": [(record["step"], record["loss"], record["grad_norm"]) for record in records(folder, "metric")],
         "fixed samples": measured,
         "clips": sorted((record["step"], record["name"]) for record in records(folder, "validation")),

@@ -52,7 +52,7 @@ def records(folder: Path, kind: str) -> list[dict]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "pytorch_lora_weights.safetensors").read_bytes()
+    return (folder / "pytorch_lora_weights_low_noise.safetensors").read_bytes()
 
 
 def stop_after(step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
             assert (len(frames), frames[0].width, frames[0].height) == (17, 96, 64)
             assert Image.open(clip.with_suffix(".png")).width > 200
     assert Image.open(out / "timesteps.png").width > 200
-    keys = load_file(out / "pytorch_lora_weights.safetensors").keys()
+    keys = load_file(out / "pytorch_lora_weights_low_noise.safetensors").keys()
     assert all(key.startswith("diffusion_model.blocks.") for key in keys)
     assert json.loads((out / "config.resolved.json").read_text())["max_train_steps"] == 40
 
@@ -99,7 +99,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         stop_after(2, number, patch)
         assert run("stopped", *arguments) == 128 + number
     assert (tmp_path / "stopped" / "checkpoint-2" / "manifest.json").exists()
-    assert not (tmp_path / "stopped" / "pytorch_lora_weights.safetensors").exists()
+    assert not (tmp_path / "stopped" / "pytorch_lora_weights_low_noise.safetensors").exists()
     assert run("stopped", *arguments) == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
     metrics = [(record["step"], record["loss"]) for record in records(tmp_path / "stopped", "metric")]
@@ -124,10 +124,10 @@ def test_resume_is_exact_with_other_settings(
         stop_after(1, signal.SIGTERM, patch)
         assert run("stopped", *arguments) == 143
     assert run("stopped", *arguments) == 0
-    name = "checkpoint-4/high.weights.safetensors"
+    name = "checkpoint-4/low.weights.safetensors"
     assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     if "model_type=full" in arguments:
-        saved = load_file(tmp_path / "stopped" / "transformer" / "diffusion_pytorch_model.safetensors")
+        saved = load_file(tmp_path / "stopped" / "transformer_2" / "diffusion_pytorch_model.safetensors")
         trained = load_file(tmp_path / "stopped" / name)
         assert all(torch.equal(saved[key], trained[key]) for key in trained)
 
@@ -193,8 +193,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd
     message = capfd.readouterr().err
     assert "last good checkpoint is checkpoint-" in message
     assert "shapes/" in message
-    assert not (tmp_path / "out" / "pytorch_lora_weights.safetensors").exists()
-    for path in (tmp_path / "out").glob("checkpoint-*/high.weights.safetensors"):
+    assert not (tmp_path / "out" / "pytorch_lora_weights_low_noise.safetensors").exists()
+    for path in (tmp_path / "out").glob("checkpoint-*/low.weights.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
 
 
@@ -295,9 +295,11 @@ class _Usage:
 
 def test_a_lora_starts_from_another(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("first", *QUIET, "max_train_steps=2", "lora_alpha=8") == 0
-    start = f"init_lora={tmp_path / 'first' / 'pytorch_lora_weights.safetensors'}"
+    start = f"init_lora={tmp_path / 'first' / 'pytorch_lora_weights_low_noise.safetensors'}"
     assert run("second", *QUIET, "max_train_steps=1", "learning_rate=0", "lora_alpha=4", start) == 0
-    first, second = (load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("first", "second"))
+    first, second = (
+        load_file(tmp_path / name / "pytorch_lora_weights_low_noise.safetensors") for name in ("first", "second")
+    )
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
     assert run("third", *QUIET, "max_train_steps=1", "lora_rank=4", start) == 2
     assert "init_lora" in capfd.readouterr().err
@@ -311,14 +313,15 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
         histogram, "timestep_histogram", lambda draws, **_how: drawn.append(draws) or Image.new("L", (1, 1))
     )
     for name, auto in (("auto", "true"), ("fixed", "false")):
-        assert run(name, *QUIET, "max_train_steps=1", f"flow_schedule_auto_shift={auto}") == 0
+        whole = "timestep_boundary=1000"  # nothing is cut off
+        assert run(name, *QUIET, "max_train_steps=1", whole, f"flow_schedule_auto_shift={auto}") == 0
     # 96x64 pixels are 24 tokens a frame: shift exp(0.46), and the median of a shifted draw is s / (1 + s)
-    assert drawn[1]["high"].median().item() == pytest.approx(0.5, abs=0.02)
-    assert drawn[0]["high"].median().item() == pytest.approx(0.613, abs=0.02)
-    with safe_open(tmp_path / "auto" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+    assert drawn[1]["low"].median().item() == pytest.approx(5 / 6, abs=0.02)
+    assert drawn[0]["low"].median().item() == pytest.approx(0.613, abs=0.02)
+    with safe_open(tmp_path / "auto" / "pytorch_lora_weights_low_noise.safetensors", framework="pt") as file:
         assert "shift" not in file.metadata()
-    with safe_open(tmp_path / "fixed" / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        assert file.metadata()["shift"] == "1.0"
+    with safe_open(tmp_path / "fixed" / "pytorch_lora_weights_low_noise.safetensors", framework="pt") as file:
+        assert file.metadata()["shift"] == "5.0"
 
 
 def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(

@@ -82,6 +82,6 @@ def dataset(folder: Path, *, video: dict[str, Any] | None = None, **keys: Any) -
     return DatasetOptions(instance_data_dir=folder, video={"num_frames": 9, **(video or {})}, **keys)
 
 
-def scanned(options: DatasetOptions, index_folder: Path, *, flavour: str = "t2v-mini", **hooks: Any) -> Scan:
+def scanned(options: DatasetOptions, index_folder: Path, *, flavour: str = "t2v-mini-low", **hooks: Any) -> Scan:
     hooks = {"emit": silent, "check": lambda: None, **hooks}
     return scan(options, flavour=find_flavour(flavour), index_folder=index_folder, **hooks)

@@ -190,7 +190,7 @@ def test_the_file_gives_diffusers_pipeline_the_trained_model(tmp_path: Path, exp
 
 
 def write(tmp_path: Path, transformer) -> Path:
-    path = tmp_path / lora_file_name(find_flavour("t2v-mini"), "high")
+    path = tmp_path / lora_file_name(find_flavour("t2v-mini-high"), "high")
     save_lora(path, adapter_state(transformer), scale=1.0, metadata={}, transformer=transformer)
     return path
 

@@ -18,7 +18,7 @@ from simplewan.models.wan.loading import check_files, load_text_encoder, load_tr
 from simplewan.models.wan.sources import fingerprint, resolve_folder
 from tests.tiny import save_tiny_model
 
-MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
+MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini-high", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
 
 
 @dataclass(frozen=True)

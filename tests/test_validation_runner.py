@@ -27,7 +27,7 @@ def models():
 def settings(tmp_path):
     return RenderSettings(
         folder=tmp_path / "validation",
-        flavour=find_flavour("t2v-mini"),
+        flavour=find_flavour("t2v-mini-low"),
         prompts=(Prompt("cat", "A cat."), Prompt("dog", "A dog.")),
         sizes=((48, 32),),
         num_frames=9,

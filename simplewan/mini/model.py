@@ -1,9 +1,10 @@
 """The tiny Wan: a model folder in diffusers' layout, made of the real classes with random weights from a seed.
 
-Imports `draw` and `clips`, torch, diffusers and transformers. The folder holds what a Wan 2.1 folder holds
-(transformer, AutoencoderKLWan of 16 channels and strides 4 x 8 x 8, UMT5 with a tokenizer, scheduler), so that the
-code that trains it is the code that trains the 14B. The trade-off: the weights are random, so what it generates is
-texture; they are made sane instead of trained, and the whole takes seconds.
+Imports flavours, `draw` and `clips`, torch, diffusers and transformers. The folder holds what a Wan 2.2 A14B folder
+holds (the experts transformer and transformer_2 with their boundary, AutoencoderKLWan of 16 channels and strides
+4 x 8 x 8, UMT5 with a tokenizer, scheduler), so that the code that trains it is the code that trains the 14B. The
+trade-off: the weights are random, so what it generates is texture; they are made sane instead of trained, and the
+whole takes seconds.
 
 Shapes: B batch, C channels, F frames, H height, W width.
 """
@@ -18,9 +19,11 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from simplewan.flavours import find_flavour
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption_words, draw_frames
 
+FLAVOUR = find_flavour("t2v-mini-low")  # what is read here is the same in both rows
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 FIT_CLIPS, FIT_FRAMES = 8, 17
@@ -34,20 +37,30 @@ def build_model(folder: Path, *, seed: int) -> None:
         vae = _make_vae()
         tokenizer = make_tokenizer()
         text_encoder = make_text_encoder(len(tokenizer))
+        transformer_2 = _make_transformer()
     fit_latent_statistics(vae, _pixels(seed))
-    # The settings of the published Wan 2.1 folders; the shift is that of the flavour's row.
+    # The settings of the published Wan folders; shift and boundary are those of the flavour's rows.
     scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=FLAVOUR.validation_shift,
     )
     pipeline = WanPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, scheduler=scheduler, transformer=transformer
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        scheduler=scheduler,
+        transformer=transformer,
+        transformer_2=transformer_2,
+        boundary_ratio=FLAVOUR.boundary,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def _make_transformer() -> WanTransformer3DModel:
     transformer = WanTransformer3DModel(
-        num_attention_heads=3,
+        num_attention_heads=4,
         attention_head_dim=32,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
