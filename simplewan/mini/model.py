@@ -12,14 +12,16 @@ Shapes: B batch, C channels, F frames, H height, W width.
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from simplewan.flavours import find_flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, find_flavour
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption_words, draw_frames
 
@@ -30,15 +32,26 @@ FIT_CLIPS, FIT_FRAMES = 8, 17
 
 
 def build_model(folder: Path, *, seed: int) -> None:
-    """Writes the model folder. The weights' bytes depend on `seed` alone; torch's global generator stays as it was."""
+    """Writes an untrained model. The weights depend on `seed` alone; torch's global generator stays as it was."""
+    experts = {name: untrained_transformer(seed + number) for number, name in enumerate(EXPERT_SUBFOLDER)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = _make_transformer()
-        vae = _make_vae()
+        vae = make_vae()
         tokenizer = make_tokenizer()
         text_encoder = make_text_encoder(len(tokenizer))
-        transformer_2 = _make_transformer()
     fit_latent_statistics(vae, _pixels(seed))
+    save_model(folder, vae=vae, tokenizer=tokenizer, text_encoder=text_encoder, experts=experts)
+
+
+def save_model(
+    folder: Path,
+    *,
+    vae: Any,
+    tokenizer: Any,
+    text_encoder: Any,
+    experts: Mapping[str, Any],
+) -> None:
+    """Writes the parts as a Wan 2.2 folder in diffusers' layout; `experts` are those called "high" and "low"."""
     # The settings of the published Wan folders; shift and boundary are those of the flavour's rows.
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction",
@@ -51,24 +64,27 @@ def build_model(folder: Path, *, seed: int) -> None:
         text_encoder=text_encoder,
         vae=vae,
         scheduler=scheduler,
-        transformer=transformer,
-        transformer_2=transformer_2,
+        transformer=experts[HIGH],
+        transformer_2=experts[LOW],
         boundary_ratio=FLAVOUR.boundary,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def _make_transformer() -> WanTransformer3DModel:
-    transformer = WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=32,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        text_dim=TEXT_WIDTH,
-        freq_dim=64,
-        ffn_dim=384,
-        num_layers=4,
-    ).eval()
+def untrained_transformer(seed: int) -> Any:
+    """The transformer, 1.1M parameters, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=4,
+            attention_head_dim=32,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            text_dim=TEXT_WIDTH,
+            freq_dim=64,
+            ffn_dim=384,
+            num_layers=4,
+        ).eval()
     # A caption is some twenty tokens among 512, the rest being zeros: with random weights, attention spreads over all
     # alike and the caption moves the output by half a percent. Sharper keys make that a tenth.
     for block in transformer.blocks:
@@ -76,18 +92,26 @@ def _make_transformer() -> WanTransformer3DModel:
     return transformer
 
 
-def _make_vae() -> AutoencoderKLWan:
-    return AutoencoderKLWan(
-        base_dim=8,
-        z_dim=LATENT_CHANNELS,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=1,
-        latents_mean=[0.0] * LATENT_CHANNELS,
-        latents_std=[1.0] * LATENT_CHANNELS,
-    ).eval()
+def make_vae(kind: str = "2.1") -> Any:
+    """The VAE, untrained: "2.1" (16 channels, strides 4 x 8 x 8) or "2.2" (48, 4 x 16 x 16, residual, patchified)."""
+    if kind == "2.1":
+        settings: dict[str, Any] = {"z_dim": LATENT_CHANNELS}
+    else:
+        assert kind == "2.2", kind
+        settings = {
+            "z_dim": 48,
+            "decoder_base_dim": 12,
+            "is_residual": True,
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 12,
+            "scale_factor_spatial": 16,
+        }
+    unit = {"latents_mean": [0.0] * settings["z_dim"], "latents_std": [1.0] * settings["z_dim"]}
+    return AutoencoderKLWan(base_dim=8, dim_mult=[2, 4, 4, 4], num_res_blocks=1, **settings, **unit).eval()
 
 
-def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+def make_text_encoder(vocabulary: int) -> Any:
     """The encoder, 0.1M parameters, untrained."""
     config = UMT5Config(
         vocab_size=vocabulary,
@@ -99,7 +123,8 @@ def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
         dropout_rate=0.0,
         tie_word_embeddings=False,
     )
-    return UMT5EncoderModel(config).eval()
+    encoder: Any = UMT5EncoderModel(config)
+    return encoder.eval()
 
 
 def make_tokenizer() -> T5Tokenizer:
@@ -112,7 +137,7 @@ def make_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=special + words + letters, extra_ids=0)
 
 
-def fit_latent_statistics(vae: AutoencoderKLWan, clips: list[torch.Tensor]) -> None:
+def fit_latent_statistics(vae: Any, clips: list[torch.Tensor]) -> None:
     """Sets `latents_mean` and `latents_std` in the VAE's configuration so that these clips have mean 0 and std 1.
 
     `clips`: float32 (1, 3, F, H, W) in [-1, 1]. Rounded to four decimals, so that the number of threads does not show.

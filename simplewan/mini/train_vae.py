@@ -12,20 +12,19 @@ Shapes: B batch, C channels, F frames, H height, W width.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from simplewan.data.atomic import atomic_path
 from simplewan.mini.draw import GROUNDS, HELD_BACK, Scene, draw_frames, random_scene
-from simplewan.mini.model import fit_latent_statistics
+from simplewan.mini.model import fit_latent_statistics, make_vae
 
 SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
 OBJECT_WEIGHT = 4.0
@@ -54,41 +53,18 @@ STAGES = {
 }
 
 
-def make_vae(kind: str) -> AutoencoderKLWan:
-    """The architecture: "2.1" has 16 channels and strides 4 x 8 x 8; "2.2" 48 and 4 x 16 x 16, residual, patchified."""
-    if kind == "2.1":
-        return AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[2, 4, 4, 4], num_res_blocks=1, **_unit(16))
-    assert kind == "2.2", kind
-    return AutoencoderKLWan(
-        base_dim=8,
-        decoder_base_dim=12,
-        z_dim=48,
-        dim_mult=[2, 4, 4, 4],
-        num_res_blocks=1,
-        is_residual=True,
-        patch_size=2,
-        in_channels=12,
-        out_channels=12,
-        scale_factor_spatial=16,
-        **_unit(48),
-    )
-
-
-def _unit(channels: int) -> dict[str, list[float]]:
-    return {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-
-
 def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
-    """Trains, writes the VAE into `folder`, and returns its PSNR on held-out clips, dB. `shorten` < 1 cuts the steps."""
+    """Trains and writes the VAE into `folder`; returns its PSNR on held-out clips, dB. `shorten` is a share."""
     torch.manual_seed(seed)
-    vae = make_vae(kind)
+    vae: Any = make_vae(kind)
+    vae.train()
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
     stages = [replace(s, steps=max(1, round(s.steps * shorten))) for s in STAGES[kind]]
     snapshot = folder.with_name(f"{folder.name}.training.pt")
-    done: tuple[int, int] = (0, 0)
-    state: dict[str, object] = {}
+    done = (0, 0)
+    state: dict[str, Any] = {}
     if snapshot.exists():
         state = torch.load(snapshot, weights_only=True)
         vae.load_state_dict(state["vae"])
@@ -111,7 +87,7 @@ def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
 
 
 def _run_stage(
-    vae: AutoencoderKLWan,
+    vae: Any,
     optimizer: torch.optim.Optimizer,
     stage: Stage,
     key: tuple[int, int],
@@ -141,11 +117,12 @@ def _run_stage(
         now = time.monotonic()
         if now - shown > 20:
             shown = now
-            print(json.dumps({"stage": key[1], "step": step, "psnr": round(_decibels(smoothed), 2), "loss": round(float(loss), 4)}), flush=True)
+            print(f"stage {key[1]}, step {step} of {stage.steps}: {_decibels(smoothed):.2f} dB", flush=True)
         if now - saved > SNAPSHOT_SECONDS:
             saved = now
             with atomic_path(snapshot) as path:
-                torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "stage": key[1], "step": step + 1}, path)
+                training = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save({**training, "stage": key[1], "step": step + 1}, path)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -153,9 +130,7 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def draw_batch(
-    key: tuple[int, ...], batch: int, frames: int, window: int | None = None
-) -> tuple[Tensor, Tensor]:
+def draw_batch(key: tuple[int, ...], batch: int, frames: int, window: int | None = None) -> tuple[Tensor, Tensor]:
     """Drawn clips (B, 3, F, H, W) in [-1, 1], and the weight of each pixel (B, 1, F, H, W)."""
     generator = np.random.default_rng(key)
     width, height = SIZES[int(generator.integers(len(SIZES)))]
@@ -194,8 +169,8 @@ def _held_out(count: int, frames: int = 17) -> list[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKLWan) -> float:
-    """The mean over held-out clips of 17 frames of each clip's PSNR after encoding and decoding, dB, in 8-bit pixels."""
+def psnr(vae: Any) -> float:
+    """The PSNR of held-out clips of 17 frames after encoding and decoding, dB; the mean over clips."""
     values = []
     for pixels, _ in _held_out(HELD_OUT_CLIPS):
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
