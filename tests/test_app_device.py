@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from simplewan.app.device import make_accelerator
-from simplewan.events import silent
+from simplewan.app.device import make_accelerator, memory_text
+from simplewan.events import Event, Notice, silent
 from simplewan.options.catalogue import Options, group_models
 from simplewan.options.groups.optimizer import OptimizerOptions
 from simplewan.options.groups.run import RunOptions
@@ -40,3 +40,20 @@ def test_deterministic_is_more_than_a_warning() -> None:
 def test_the_environment_does_not_change_the_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
     assert make_accelerator(options(accumulation=2), silent).gradient_accumulation_steps == 2
+
+
+def test_several_gpus_are_one_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    said: list[Event] = []
+    make_accelerator(options(), said.append)
+    assert [event.message for event in said if isinstance(event, Notice)] == [
+        "4 GPUs are present; this run uses one, cpu"
+    ]
+
+
+def test_the_memory_in_use_is_shown_where_there_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.cuda.is_available() or memory_text() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(11.25 * 2**30))
+    text = memory_text()
+    assert text is not None and text() == "11.2 GiB"

@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
@@ -20,6 +22,8 @@ from safetensors.torch import load_file
 from simplewan.app.hooks import SaveHook
 from simplewan.checkpoints import store
 from simplewan.cli import main
+from simplewan.events import Emit
+from simplewan.options import Options
 from simplewan.validation import histogram
 from simplewan.validation.runner import Validator
 
@@ -382,3 +386,31 @@ def test_a_disk_that_fills_while_saving_names_the_last_good_checkpoint(
     assert run("out", *arguments) == 0
     assert run("straight", *arguments) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "straight")
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision with its scaler on the CPU, which accelerate refuses, starting at a scale that overflows."""
+
+    def make_scaled(_options: Options, _emit: Emit) -> Accelerator:
+        accelerator = Accelerator(mixed_precision="no")
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
+        return accelerator
+
+    monkeypatch.setattr(sys.modules["simplewan.app.train"], "make_accelerator", make_scaled)
+
+
+def test_half_precision_skips_what_overflows_and_resumes_to_the_same_bits(
+    scaled: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = (*QUIET, "mixed_precision=fp16", "max_train_steps=24")
+    assert run("whole", *half) == 0
+    scale = json.loads((tmp_path / "whole" / "checkpoint-24" / "scaler.json").read_text())["scale"]
+    assert scale < 2.0**30
+    with monkeypatch.context() as patch:
+        stop_after(13, signal.SIGINT, patch)
+        assert run("parted", *half) == 130
+    assert run("parted", *half) == 0
+    assert weights(tmp_path / "parted") == weights(tmp_path / "whole")
