@@ -1,11 +1,13 @@
-"""Trains the miniature's VAEs from nothing on drawn clips: `python -m simplewan.mini.train_vae --kind 2.1 FOLDER`.
+"""Trains the miniature's VAEs from nothing on drawn clips: `python -m simplewan.mini.train_vae FOLDER`.
 
 Imports `draw` and `clips`, torch and diffusers. Wan's VAE never has to be trained by those who train Wan, so this is a
 script beside the trainer and no part of it. Three stages with one optimiser each: single frames, then 5 and 9 frames
 (one and two latent frames after the first), because a step on frames alone is three times cheaper and teaches most.
 The loss counts the objects' pixels several times, for they are a tenth of the picture and all of what is scored.
 
-Same seed, same number of threads, same weights. A stopped training goes on from its last snapshot.
+With `--refine VAE` the decoder alone goes on learning: the latents stay what they are, so that transformers can be
+trained on them meanwhile. Same seed, same number of threads, same weights. A stopped training goes on from its last
+snapshot.
 Shapes: B batch, C channels, F frames, H height, W width.
 """
 
@@ -53,37 +55,59 @@ STAGES = {
 }
 
 
+REFINING = {
+    "2.1": (Stage(6000, 8, 9, 1.5e-3, window=48), Stage(500, 4, 17, 4e-4)),
+    "2.2": (Stage(6000, 8, 9, 1.5e-3, window=48), Stage(500, 4, 17, 4e-4)),
+}
+
+
 def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
     """Trains and writes the VAE into `folder`; returns its PSNR on held-out clips, dB. `shorten` is a share."""
     torch.manual_seed(seed)
-    vae: Any = make_vae(kind)
+    vae = make_vae(kind)
+    _run(vae, vae, _shortened(STAGES[kind], shorten), seed, folder)
+    fit_latent_statistics(vae, [clip for clip, _ in _held_out(16)])
+    return _save(vae, folder)
+
+
+def refine(kind: str, start: Path, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
+    """Trains the decoder of the VAE in `start` and writes the whole into `folder`; returns its PSNR, dB."""
+    vae = make_vae(kind).from_pretrained(start)
+    vae.requires_grad_(False)
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+    _run(vae, decoder, _shortened(REFINING[kind], shorten), seed + 1, folder)
+    return _save(vae, folder)
+
+
+def _shortened(stages: tuple[Stage, ...], share: float) -> list[Stage]:
+    return [replace(stage, steps=max(1, round(stage.steps * share))) for stage in stages]
+
+
+def _save(vae: Any, folder: Path) -> float:
+    """Writes the weights in bfloat16, and returns the PSNR with those."""
+    vae.to(torch.bfloat16).save_pretrained(folder)
+    folder.with_name(f"{folder.name}.training.pt").unlink(missing_ok=True)
+    return psnr(vae.float())
+
+
+def _run(vae: Any, trained: nn.Module, stages: list[Stage], seed: int, folder: Path) -> None:
+    """All stages, from the last snapshot on."""
     vae.train()
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
-    stages = [replace(s, steps=max(1, round(s.steps * shorten))) for s in STAGES[kind]]
     snapshot = folder.with_name(f"{folder.name}.training.pt")
-    done = (0, 0)
-    state: dict[str, Any] = {}
-    if snapshot.exists():
-        state = torch.load(snapshot, weights_only=True)
+    state: dict[str, Any] = torch.load(snapshot, weights_only=True) if snapshot.exists() else {"stage": 0, "step": 0}
+    if "vae" in state:
         vae.load_state_dict(state["vae"])
-        done = (state["stage"], state["step"])
-    for index, stage in enumerate(stages):
-        if index < done[0]:
-            continue
-        optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        first = 0
-        if index == done[0] and state:
+    for index, stage in enumerate(stages[state["stage"] :], start=state["stage"]):
+        parameters = list(trained.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        resumed = index == state["stage"] and "optimizer" in state
+        if resumed:
             optimizer.load_state_dict(state["optimizer"])
-            first = done[1]
-        _run_stage(vae, optimizer, stage, (seed, index), first, snapshot)
+        _run_stage(vae, optimizer, stage, (seed, index), state["step"] if resumed else 0, snapshot)
     vae.eval()
-    fit_latent_statistics(vae, [clip for clip, _ in _held_out(16)])
-    score = psnr(vae)
-    vae.to(torch.bfloat16).save_pretrained(folder)
-    snapshot.unlink(missing_ok=True)
-    return score
 
 
 def _run_stage(
@@ -102,14 +126,14 @@ def _run_stage(
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            posterior = vae.encode(pixels).latent_dist
+            posterior = vae.encode(pixels).latent_dist  # without a graph when the encoder is frozen
             decoded = vae.decode(posterior.sample()).sample
         error = decoded.float() - pixels
         squared = (weight * error.square()).mean()
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         loss = squared + 0.3 * (weight * error.abs()).mean() + KL_WEIGHT * kl
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         value = error.detach().square().mean().item()
@@ -187,13 +211,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train one of the miniature's VAEs.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=sorted(STAGES), default="2.1")
+    parser.add_argument("--refine", type=Path, metavar="VAE", help="train only the decoder of this one")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shorten", type=float, default=1.0, help="a share of the steps, for trials")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
-    score = train(arguments.kind, arguments.folder, seed=arguments.seed, shorten=arguments.shorten)
+    how = {"seed": arguments.seed, "shorten": arguments.shorten}
+    if arguments.refine is None:
+        score = train(arguments.kind, arguments.folder, **how)
+    else:
+        score = refine(arguments.kind, arguments.refine, arguments.folder, **how)
     print(f"{score:.2f} dB on {HELD_OUT_CLIPS} held-out clips after {time.monotonic() - started:.0f} s")
 
 
