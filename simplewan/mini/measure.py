@@ -225,23 +225,23 @@ def _track(components: _Components, *, edge: int) -> list[_Track]:
     """Follows components from frame to frame: the nearest in place and colour first."""
     tracks: list[_Track] = []
     for frame in range(components.labels.shape[0]):
-        here = np.flatnonzero(components.frames == frame)
+        here: list[int] = np.flatnonzero(components.frames == frame).tolist()
         pairs = []
         for track in tracks:
             for component in here:
                 step = float(np.linalg.norm(components.centres[component] - track.centre)) / edge
                 change = float(np.linalg.norm(components.colours[component] - track.colour))
                 if step < LARGEST_STEP * (frame - track.frames[-1]) and change < UNLIKE:
-                    pairs.append((step + change / 255, id(track), track, int(component)))
+                    pairs.append((step + change / 255, id(track), track, component))
         taken: set[int] = set()
         for _, key, track, component in sorted(pairs, key=lambda pair: pair[0]):
             if key not in taken and -component - 1 not in taken:
                 taken |= {key, -component - 1}
                 _extend(track, components, component)
         for component in here:
-            if -int(component) - 1 not in taken:
+            if -component - 1 not in taken:
                 tracks.append(_Track())
-                _extend(tracks[-1], components, int(component))
+                _extend(tracks[-1], components, component)
     return tracks
 
 
