@@ -26,8 +26,8 @@ from simplewan.data import scan
 from simplewan.data.backends import LocalBackend
 
 # All of one shape class, so that they may be encoded together; one more is kept for later.
-CLIPS = {"wide": ("clip-000", "clip-003", "clip-004", "clip-006", "clip-009"), "other": ("clip-010", "clip-013")}
-SPARE = "clip-012"
+CLIPS = {"wide": ("clip-001", "clip-004", "clip-007", "clip-010", "clip-013"), "other": ("clip-016", "clip-019")}
+SPARE = "clip-022"
 EXAMPLE = Path(caching.__file__).resolve().parents[1] / "examples" / "mini"
 SETTINGS = {
     "train_batch_size": 1,
@@ -178,19 +178,19 @@ def test_a_second_start_encodes_and_opens_nothing(project: Project, monkeypatch:
 
 
 def test_an_edited_caption_encodes_one_text_and_says_which(project: Project) -> None:
-    project.file("wide", "clip-003.txt").write_text("a green dog barks at a moon\n")
+    project.file("wide", "clip-004.txt").write_text("a green dog barks at a moon\n")
     work = project.start()
-    assert work.text_names == ["wide/clip-003.mp4, caption 1"]
+    assert work.text_names == ["wide/clip-004.mp4, caption 1"]
     assert work.latent_names == []
     notice = work.notice("Caching text", "1 of 8 are encoded again")
-    assert notice.endswith("because prompt changed (1): wide/clip-003.mp4, caption 1")
+    assert notice.endswith("because prompt changed (1): wide/clip-004.mp4, caption 1")
     assert "1 encoded" in work.notice("text:", "already cached")
 
 
 @pytest.mark.parametrize(
     ("change", "components"),
     [
-        ({"resolution": 64}, ("width", "height", "resize_width")),
+        ({"resolution": 80}, ("width", "height", "resize_width")),
         ({"crop": True, "crop_aspect": "square"}, ("width", "crop_left")),
     ],
     ids=["resolution", "crop"],
@@ -225,7 +225,7 @@ def test_a_new_clip_encodes_itself_and_at_most_its_group(batch_size: int, projec
     # The groups that the new clip made or split, and none of the others.
     store = Store(project.folder / "cache" / "vae" / "wide")
     newest = [store.newest(f"wide/{clip}.mp4") for clip in (*CLIPS["wide"], SPARE)]
-    planned = [Item(record.names[0], record.components, "96x64@17") for record in newest if record is not None]
+    planned = [Item(record.names[0], record.components, "80x48@17") for record in newest if record is not None]
     without = encode_groups([item for item in planned if item.name != new], batch_size=batch_size)
     kept = {old.keys for old in without}
     made = [group for group in encode_groups(planned, batch_size=batch_size) if group.keys not in kept]
@@ -235,15 +235,15 @@ def test_a_new_clip_encodes_itself_and_at_most_its_group(batch_size: int, projec
 
 
 def test_broken_clips_are_named_and_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.file("wide", "clip-004.mp4").write_bytes(b"this is no video" * 99)
-    damage(project.file("wide", "clip-009.mp4"))
+    project.file("wide", "clip-007.mp4").write_bytes(b"this is no video" * 99)
+    damage(project.file("wide", "clip-013.mp4"))
     work = project.start()
-    assert "does not decode" in work.notice("clip-004.mp4")
-    notice = work.notice("wide/clip-009.mp4 is left out")
+    assert "does not decode" in work.notice("clip-007.mp4")
+    notice = work.notice("wide/clip-013.mp4 is left out")
     assert "is damaged" in notice
     again = project.start()
-    assert again.notice("wide/clip-009.mp4 is left out") == notice
-    assert again.notice("clip-004.mp4") == work.notice("clip-004.mp4")
+    assert again.notice("wide/clip-013.mp4 is left out") == notice
+    assert again.notice("clip-007.mp4") == work.notice("clip-007.mp4")
 
 
 def damage(path: Path) -> None:
@@ -274,10 +274,10 @@ def test_a_damaged_shard_is_noticed_and_encoded_again_to_the_same_bits(how: str,
 
 def test_a_touched_file_is_looked_at_and_not_encoded(project: Project) -> None:
     project.start()
-    os.utime(project.file("wide", "clip-006.mp4"), (1, 1))
+    os.utime(project.file("wide", "clip-010.mp4"), (1, 1))
     work = project.start()
-    assert work.probed == ["clip-006.mp4"]
-    assert work.opened == ["clip-006.mp4"]  # hashed
+    assert work.probed == ["clip-010.mp4"]
+    assert work.opened == ["clip-010.mp4"]  # hashed
     assert work.text_names == work.latent_names == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from simplewan.app.examples import prepare
 from simplewan.app.hooks import SaveHook
 from simplewan.checkpoints import store
 from simplewan.cli import main
@@ -85,7 +87,7 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
         for clip in clips:
             with av.open(str(clip)) as container:
                 frames = list(container.decode(video=0))
-            assert (len(frames), frames[0].width, frames[0].height) == (17, 96, 64)
+            assert (len(frames), frames[0].width, frames[0].height) == (17, 64, 64)
             assert Image.open(clip.with_suffix(".png")).width > 200
     assert Image.open(out / "timesteps.png").width > 200
     keys = load_file(out / "pytorch_lora_weights_low_noise.safetensors").keys()
@@ -255,7 +257,7 @@ def test_a_full_disk_is_noticed_before_caching(
     clips = str(cache / "examples" / "mini" / "clips")
     entry = {"id": "new", "dataset_type": "video", "instance_data_dir": clips, "video": {"num_frames": 17}}
     (tmp_path / "new.json").write_text(
-        json.dumps([{**entry, "resolution": 78, "cache_dir_vae": str(tmp_path / "new")}])
+        json.dumps([{**entry, "resolution": 64, "cache_dir_vae": str(tmp_path / "new")}])
     )
     monkeypatch.setattr("shutil.disk_usage", lambda _path: _Usage(free=1000))
     assert run("other", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'new.json'}") == 2
@@ -288,7 +290,7 @@ def texts_apart(folder: Path) -> dict:
 
 
 def clips_of_the_example(folder: Path) -> dict:
-    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 78}
+    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 64}
     return {**entry, "video": {"num_frames": 17}, "cache_dir_vae": str(folder / "latents")}
 
 
@@ -319,7 +321,7 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
     for name, auto in (("auto", "true"), ("fixed", "false")):
         whole = "timestep_boundary=1000"  # nothing is cut off
         assert run(name, *QUIET, "max_train_steps=1", whole, f"flow_schedule_auto_shift={auto}") == 0
-    # 96x64 pixels are 24 tokens a frame: shift exp(0.46), and the median of a shifted draw is s / (1 + s)
+    # 64x64 pixels are 16 tokens a frame: shift exp(0.46), and the median of a shifted draw is s / (1 + s)
     assert drawn[1]["low"].median().item() == pytest.approx(5 / 6, abs=0.02)
     assert drawn[0]["low"].median().item() == pytest.approx(0.613, abs=0.02)
     with safe_open(tmp_path / "auto" / "pytorch_lora_weights_low_noise.safetensors", framework="pt") as file:
@@ -329,11 +331,18 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
 
 
 def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
-    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7") == 0  # the example's smallest bucket has 4
+    prepare("mini", cache / "examples" / "mini")
+    shutil.copytree(cache / "examples" / "mini" / "clips", tmp_path / "clips")
+    for index in (2, 5, 8, 11):  # half of those that are higher than wide
+        (tmp_path / "clips" / f"clip-{index:03d}.mp4").unlink()
+    entry = {**clips_of_the_example(tmp_path), "resolution": 64, "instance_data_dir": str(tmp_path / "clips")}
+    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), entry]))
+    data = f"data_backend_config={tmp_path / 'data.json'}"
+    assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7", data) == 0
     message = capfd.readouterr().err
-    assert message.count("bucket 80x80@17 (4 samples) is left out") == 1
+    assert message.count("bucket 48x80@17 (4 samples) is left out") == 1
     assert "1 checkpoint, 0 validations" in message
 
 

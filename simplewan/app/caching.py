@@ -29,7 +29,7 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.models.wan.loading import load_text_encoder, load_vae, text_encoder_fingerprint, vae_fingerprint
 from simplewan.models.wan.text import clean_prompt, encode_prompts
-from simplewan.models.wan.vae import encode
+from simplewan.models.wan.vae import encode, place
 from simplewan.plan import latents_bytes
 
 FORMAT = 1  # raise it when what is computed from the same components changes
@@ -84,7 +84,7 @@ class _VaeEncoder:
         if self._vae is None:
             self._context.emit(Stage("vae", "Loading the VAE"))
             options, flavour = self._context.options.model, self._context.flavour
-            self._vae = load_vae(options, flavour, self._dtype).to(self._context.device)
+            self._vae = place(load_vae(options, flavour, self._dtype), self._context.device)
         clips = []
         for item in items:
             try:

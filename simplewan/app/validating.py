@@ -18,7 +18,7 @@ from simplewan.app.samples import Gathered
 from simplewan.batches.batch import Batch
 from simplewan.flavours import HIGH
 from simplewan.models.wan.loading import load_vae
-from simplewan.models.wan.vae import decode
+from simplewan.models.wan.vae import decode, place
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.objectives.supervised import SupervisedFlowMatching
 from simplewan.training.seeding import derive_seed
@@ -93,7 +93,7 @@ def make_validator(
 
     def decode_latents(latents: Tensor) -> Tensor:
         vae = load_vae(context.options.model, context.flavour, DTYPES[context.options.caches.vae_dtype])
-        pixels = decode(vae.to(context.device), latents).float().cpu()
+        pixels = decode(place(vae, context.device), latents).float().cpu()
         del vae
         release_memory()
         return pixels

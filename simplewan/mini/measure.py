@@ -37,6 +37,8 @@ STILL = "still"
 OFF_GROUND = 45.0
 UNLIKE = 100.0
 EDGE_SHARE = 0.4
+# With fewer pixels near the commonest colour there is no ground.
+GROUND_SHARE = 0.3
 # The smallest object is a small star, 1.23 radii squared; what has less than a third of that is dirt.
 SMALLEST_AREA = 0.4 * RADII["small"] ** 2
 # The largest is a big circle; what is half as large again is no object, but a ground that has gone to pieces.
@@ -112,20 +114,21 @@ class _Components:
 def measure(frames_FHWC: np.ndarray, fps: float) -> Seen:
     """What a clip shows; uint8 RGB (F, H, W, 3) and its frames a second -> the ground and the objects."""
     pixels = frames_FHWC.astype(np.float32)
-    ground = _ground_colour(pixels)
+    ground, share = _ground_colour(pixels)
     components = _find_components(pixels, ground)
     tracks = _track(components, edge=min(pixels.shape[1:3]))
     enough = max(1, math.ceil(SEEN_SHARE * len(pixels)))
     objects = [_look_at(pixels, ground, components, track, fps) for track in tracks if len(track.frames) >= enough]
-    return Seen(_nearest(ground, GROUNDS), tuple(sorted(objects, key=lambda item: item.centre)))
+    name = _nearest(ground, GROUNDS) if share > GROUND_SHARE else None
+    return Seen(name, tuple(sorted(objects, key=lambda item: item.centre)))
 
 
-def _ground_colour(pixels: np.ndarray) -> np.ndarray:
-    """The colour that most pixels are near to, RGB: objects never cover half of a frame."""
+def _ground_colour(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """The colour that most pixels are near to, RGB, and how many are: objects never cover half of a frame."""
     flat = pixels[:, ::2, ::2].reshape(-1, 3)
     ground = np.median(flat, axis=0)
     near = flat[np.linalg.norm(flat - ground, axis=1) < OFF_GROUND]
-    return np.median(near, axis=0) if len(near) else ground
+    return (np.median(near, axis=0) if len(near) else ground), len(near) / len(flat)
 
 
 def _nearest(colour: np.ndarray, palette: Mapping[str, tuple[int, int, int]]) -> str | None:
@@ -222,23 +225,23 @@ def _track(components: _Components, *, edge: int) -> list[_Track]:
     """Follows components from frame to frame: the nearest in place and colour first."""
     tracks: list[_Track] = []
     for frame in range(components.labels.shape[0]):
-        here = np.flatnonzero(components.frames == frame)
+        here: list[int] = np.flatnonzero(components.frames == frame).tolist()
         pairs = []
         for track in tracks:
             for component in here:
                 step = float(np.linalg.norm(components.centres[component] - track.centre)) / edge
                 change = float(np.linalg.norm(components.colours[component] - track.colour))
                 if step < LARGEST_STEP * (frame - track.frames[-1]) and change < UNLIKE:
-                    pairs.append((step + change / 255, id(track), track, int(component)))
+                    pairs.append((step + change / 255, id(track), track, component))
         taken: set[int] = set()
         for _, key, track, component in sorted(pairs, key=lambda pair: pair[0]):
             if key not in taken and -component - 1 not in taken:
                 taken |= {key, -component - 1}
                 _extend(track, components, component)
         for component in here:
-            if -int(component) - 1 not in taken:
+            if -component - 1 not in taken:
                 tracks.append(_Track())
-                _extend(tracks[-1], components, int(component))
+                _extend(tracks[-1], components, component)
     return tracks
 
 

@@ -59,7 +59,7 @@ def expected(item: MovingShape) -> dict[str, str]:
 def match(seen: Seen, scene: Scene) -> tuple[SeenObject | None, ...]:
     """The seen object for each one of the scene's, None where there is none left: the assignment that agrees most."""
     asked = [expected(item) for item in scene.objects]
-    there: list[SeenObject | None] = sorted(seen.objects, key=lambda item: -item.radius * item.frames)[:MOST_OBJECTS]
+    there: list[SeenObject | None] = [*sorted(seen.objects, key=lambda o: -o.radius * o.frames)[:MOST_OBJECTS]]
     there += [None] * max(0, len(asked) - len(there))
     agreement = {
         (row, column): sum(_agrees(item, name, value) for name, value in wanted.items())

@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def place(vae: Any, device: torch.device) -> Any:
+    """The VAE on `device`; on the CPU with its 3D kernels in the layout that halves the time of a convolution there."""
+    if device.type == "cpu":
+        for module in vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+    return vae.to(device)
 
 
 @torch.no_grad()

@@ -1,0 +1,254 @@
+"""`python -m benchmarks.quality --model FOLDER`: how much of what captions ask for is seen in the miniature's clips.
+
+Scenes that no training draws are asked for by their captions, and `simplewan.mini.score`, which has no learned
+weights, counts what is right in each clip: one line of percentages a row and set of prompts. A row is a name and a
+function from prompts to frames. The sets are the old world and, for each held-back concept, scenes that show it.
+
+    drawn         the scenes' own pixels: how far to trust the scorer
+    ceiling       the same through the VAE: what a perfect transformer would reach
+    floor         uniform noise; floor-latent is latent noise, decoded
+    base          the model folder, its experts and its VAE
+    lora          the same with LoRA files merged (--lora-high, --lora-low)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.contact_sheet import Line, save_sheet
+from benchmarks.rendering import Prompt, Settings, decoded_noise, drawn, generated, reconstructed, uniform_noise
+from simplewan.errors import UserError
+from simplewan.flavours import HIGH, LOW, find_flavour
+from simplewan.mini.draw import HELD_BACK, random_scene
+from simplewan.mini.measure import Seen, measure
+from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
+from simplewan.reporting.quiet import quiet_loading_bars
+
+SIZES = ("64x64", "80x48", "48x80")
+NUM_FRAMES = 17
+# No training draws from this seed: data sets are made from small ones, and VAEs are judged on others.
+HELD_OUT_SEED = 2_000_003
+OLD_WORLD = "old world"
+SETS = (OLD_WORLD, *HELD_BACK)
+ASKED = "asked"
+ROWS = ("drawn", "ceiling", "floor", "floor-latent", "base", "lora")
+CEILING, MADE_BY_MODEL = "ceiling", ("base", "lora")
+
+Render = Callable[[Sequence[Prompt]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row's scores on one set of prompts; `ASKED` is the held-back concept on the object it is asked of."""
+
+    row: str
+    prompts: str
+    clips: int
+    scores: dict[str, Score]
+    seconds: float = 0.0
+
+
+def make_prompts(name: str, count: int, *, seed: int = HELD_OUT_SEED, sizes: Sequence[str] = SIZES) -> list[Prompt]:
+    """The first `count` prompts of the set `name`, over the sizes in turn; they do not depend on `count`."""
+    prompts = []
+    for index in range(count):
+        width, height = (int(part) for part in sizes[index % len(sizes)].split("x"))
+        generator = np.random.default_rng([seed, SETS.index(name), index])
+        concept = None if name == OLD_WORLD else name
+        scene = random_scene(generator, width=width, height=height, num_frames=NUM_FRAMES, concept=concept)
+        prompts.append(Prompt(scene, seed=int(generator.integers(2**31))))
+    return prompts
+
+
+def judge(row: str, name: str, prompts: Sequence[Prompt], clips: Sequence[np.ndarray]) -> tuple[Result, list[Seen]]:
+    """Scores of one row on one set, and what was seen in each clip."""
+    seen = [measure(clip, prompt.scene.fps) for prompt, clip in zip(prompts, clips, strict=True)]
+    scores = []
+    for prompt, found in zip(prompts, seen, strict=True):
+        concept = {} if name == OLD_WORLD else {ASKED: concept_score(found, prompt.scene, name)}
+        scores.append(score(found, prompt.scene) | concept)
+    return Result(row, name, len(prompts), tally(scores)), seen
+
+
+def make_rows(arguments: argparse.Namespace) -> dict[str, Render]:
+    """The rows that were asked for, in the order of `ROWS`. A new feature is a new entry here and in `ROWS`."""
+    settings = _settings(arguments)
+    loras = {HIGH: arguments.lora_high, LOW: arguments.lora_low}
+    loras = {expert: path for expert, path in loras.items() if path is not None}
+    rows: dict[str, Render] = {
+        "drawn": drawn,
+        "ceiling": partial(reconstructed, settings=settings),
+        "floor": uniform_noise,
+        "floor-latent": partial(decoded_noise, settings=settings),
+        "base": partial(generated, settings=settings),
+    }
+    if loras:
+        rows["lora"] = partial(generated, settings=settings, loras=loras)
+    return {name: render for name, render in rows.items() if name in arguments.rows}
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flavour = find_flavour(arguments.flavour)
+    guidance = arguments.guidance or flavour.guidance
+    return Settings(
+        folder=arguments.model,
+        flavour=flavour,
+        num_steps=arguments.steps,
+        guidance=guidance[0] if len(guidance) == 1 else tuple(guidance),
+        shift=flavour.validation_shift if arguments.shift is None else arguments.shift,
+        boundary=arguments.boundary,
+        negative_prompt=arguments.negative_prompt,
+        batch=arguments.batch,
+        device=arguments.device,
+    )
+
+
+def run(arguments: argparse.Namespace) -> list[Result]:
+    """Renders and judges all rows; writes a contact sheet of each when asked to."""
+    counts = {OLD_WORLD: arguments.count, **dict.fromkeys(HELD_BACK, -(-arguments.count // 4))}
+    sets = {name: make_prompts(name, counts[name], sizes=arguments.sizes) for name in arguments.sets}
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    results = []
+    for row, render in make_rows(arguments).items():
+        started = time.perf_counter()
+        clips = render(everything)
+        seconds = time.perf_counter() - started
+        print(f"{row}: {len(clips)} clips in {seconds:.1f} s", file=sys.stderr, flush=True)
+        lines: list[Line] = []
+        start = 0
+        for name, prompts in sets.items():
+            part = clips[start : start + len(prompts)]
+            start += len(prompts)
+            result, seen = judge(row, name, prompts, part)
+            results.append(Result(row, name, result.clips, result.scores, seconds * len(prompts) / len(clips)))
+            shown = zip(part[: arguments.sheet_clips], prompts, seen, strict=False)
+            lines += [Line(clip, p.text, describe(found), wrong(found, p.scene)) for clip, p, found in shown]
+        if arguments.sheet is not None:
+            save_sheet(arguments.sheet.with_stem(f"{arguments.sheet.stem}-{row}"), lines)
+    return results
+
+
+def describe(seen: Seen) -> str:
+    """What was seen, in the words of a caption; "?" where something is like nothing that is drawn."""
+    clauses = []
+    for item in seen.objects:
+        words = ("a", item.size, item.colour, item.shape, item.direction, item.speed if item.speed else "")
+        clauses.append(" ".join("?" if word is None else word for word in words).strip())
+    return f"{'; '.join(clauses) or 'nothing'} over {seen.ground or '?'}"
+
+
+def of_ceiling(results: Sequence[Result], result: Result) -> dict[str, float]:
+    """The percent that a row reaches of the ceiling on the same set; empty when that was not measured."""
+    for ceiling in results:
+        if ceiling.row == CEILING and ceiling.prompts == result.prompts and result.row in MADE_BY_MODEL:
+            pairs = {name: (part, ceiling.scores[name]) for name, part in result.scores.items()}
+            return {name: 100 * part.share / top.share for name, (part, top) in pairs.items() if top.right}
+    return {}
+
+
+def table(results: Sequence[Result], *, intervals: bool = False) -> str:
+    """Percent (samples) for each attribute; below it, where it is known, the percent of the ceiling."""
+    columns = (ASKED, *ATTRIBUTES)
+    cells = [["row", "set", "clips", *columns]]
+    for result in results:
+        parts = [result.scores.get(name) for name in columns]
+        shown = [f"{100 * part.share:.1f} ({part.total})" if part else "-" for part in parts]
+        cells.append([result.row, result.prompts, str(result.clips), *shown])
+        if intervals:
+            bounds = [[100 * bound for bound in part.interval()] if part else None for part in parts]
+            cells.append(["", "95% interval", "", *(f"{b[0]:.1f}-{b[1]:.1f}" if b else "-" for b in bounds)])
+        shares = of_ceiling(results, result)
+        if shares:
+            cells.append(["", "% of ceiling", "", *(f"{shares[n]:.1f}" if n in shares else "-" for n in columns)])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+
+
+def document(results: Sequence[Result]) -> list[dict[str, object]]:
+    """The table for programs: right, total, percent, Wilson's 95 percent interval, and the percent of the ceiling."""
+    found: list[dict[str, object]] = []
+    for result in results:
+        shares = of_ceiling(results, result)
+        attributes = {}
+        for name, part in result.scores.items():
+            low, high = part.interval()
+            entry = {"right": part.right, "total": part.total, "percent": round(100 * part.share, 2)}
+            entry |= {"low": round(100 * low, 2), "high": round(100 * high, 2)}
+            attributes[name] = entry | ({"of_ceiling": round(shares[name], 2)} if name in shares else {})
+        seconds = round(result.seconds, 2)
+        found.append(
+            {"row": result.row, "set": result.prompts, "clips": result.clips, "seconds": seconds, "scores": attributes}
+        )
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    flags = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=(__doc__ or "").partition("\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--model", type=Path, required=True, help="a model folder in diffusers' layout")
+    flags.add_argument("--flavour", default="t2v-mini", help="what the folder is (default: t2v-mini)")
+    flags.add_argument("--lora-high", type=Path, help="a LoRA file for transformer")
+    flags.add_argument("--lora-low", type=Path, help="a LoRA file for transformer_2")
+    flags.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
+    flags.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="sets of prompts; default: all")
+    flags.add_argument("--count", type=int, default=128, help="old-world prompts; a quarter of it for each concept")
+    flags.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH")
+    flags.add_argument("--steps", type=int, default=20, help="UniPC steps (default: 20)")
+    flags.add_argument("--guidance", type=float, nargs="+", help="one scale, or low and high; default: the flavour's")
+    flags.add_argument("--shift", type=float, help="flow shift; default: the flavour's")
+    flags.add_argument("--boundary", type=float, help="sigma at which the low-noise expert takes over")
+    flags.add_argument("--negative-prompt", default="")
+    flags.add_argument("--batch", type=int, default=32, help="prompts rendered together")
+    flags.add_argument("--device", default="cpu")
+    flags.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
+    flags.add_argument("--sheet", type=Path, metavar="FILE.png", help="contact sheets FILE-ROW.png")
+    flags.add_argument("--sheet-clips", type=int, default=16, help="clips of each set on a sheet (default: 16)")
+    flags.add_argument("--intervals", action="store_true", help="Wilson's 95 percent intervals too")
+    flags.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    return flags
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 for what does not fit."""
+    flags = parser()
+    arguments = flags.parse_args(words)
+    if arguments.count < 1:
+        flags.error("--count is at least 1")
+    if arguments.guidance and len(arguments.guidance) > 2:
+        flags.error("--guidance takes one scale, or two: low and high")
+    if arguments.lora_low and not (arguments.model / "transformer_2").is_dir():
+        flags.error(f"--lora-low: {arguments.model} has no transformer_2")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    quiet_loading_bars()
+    try:
+        results = run(arguments)
+    except (UserError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(document(results), indent=2) if arguments.json else table(results, intervals=arguments.intervals))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

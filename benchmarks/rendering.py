@@ -1,0 +1,197 @@
+"""Clips out of a model folder, many prompts of one size at a time, for `benchmarks.quality`.
+
+Uses `simplewan`'s loading, forward, sampling and VAE directly, without a run around them. Every prompt has noise from
+its own seed, so that neither the batch nor the order of prompts changes what is asked of the model; rows that differ
+in one feature start from the same noise. Models are loaded when a row is rendered and dropped behind it.
+
+Legend: B batch, C channels, F frames, H height, W width, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour
+from simplewan.mini.draw import Scene, caption, draw_frames
+from simplewan.models.export import read_lora, verify_lora_file
+from simplewan.models.wan.forward import WanForward
+from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
+from simplewan.models.wan.text import encode_prompts, pad_embeds
+from simplewan.models.wan.vae import decode, encode
+from simplewan.options.groups.model import ModelOptions
+from simplewan.validation.sampling import Guidance, initial_noise, make_scheduler, needs_negative, sample
+
+DEFAULT_BOUNDARY = 0.875
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A scene to ask for by its caption, and the seed of its noise."""
+
+    scene: Scene
+    seed: int
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+        return caption(self.scene)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clips are made. `boundary` is a sigma (0..1), None for the usual one of a model with two experts."""
+
+    folder: Path
+    flavour: Flavour
+    num_steps: int
+    guidance: Guidance
+    shift: float
+    boundary: float | None = None
+    negative_prompt: str = ""
+    scheduler: str = "unipc"
+    batch: int = 32
+    device: str = "cpu"
+
+    @property
+    def source(self) -> ModelOptions:
+        """The folder as the loading functions want it."""
+        return ModelOptions(pretrained_model_name_or_path=str(self.folder))
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts that the folder holds: "high", and "low" where there is a transformer_2."""
+        return (HIGH, LOW) if (self.folder / EXPERT_SUBFOLDER[LOW]).is_dir() else (HIGH,)
+
+
+def drawn(prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """The scenes' own pixels, uint8 (F, H, W, 3) each, as every function here returns them."""
+    return [draw_frames(prompt.scene) for prompt in prompts]
+
+
+def uniform_noise(prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Pixels of uniform noise."""
+    shapes = [(p.scene.num_frames, p.scene.height, p.scene.width, 3) for p in prompts]
+    return [
+        np.random.default_rng(prompt.seed).integers(0, 256, shape, dtype=np.uint8)
+        for prompt, shape in zip(prompts, shapes, strict=True)
+    ]
+
+
+def reconstructed(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndarray]:
+    """The scenes' pixels after the VAE's encoder and decoder: what a perfect transformer would reach."""
+    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+
+    def render(group: Sequence[Prompt]) -> Tensor:
+        pixels = torch.from_numpy(np.stack(drawn(group)).astype(np.float32) / 127.5 - 1)
+        return decode(vae, encode(vae, pixels.permute(0, 4, 1, 2, 3)))
+
+    return _in_batches(prompts, settings.batch, render)
+
+
+def decoded_noise(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndarray]:
+    """Normal latent noise through the VAE's decoder: what a transformer that learned nothing might show."""
+    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+    return _in_batches(prompts, settings.batch, lambda group: decode(vae, noise(group, settings.flavour)))
+
+
+def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Path] | None = None) -> list[np.ndarray]:
+    """Clips rendered from the captions; `loras` names a LoRA file for an expert, merged into its weights.
+
+    Raises UserError or ValueError when a part or a file does not fit.
+    """
+    embeds = _embeds(prompts, settings)
+    forwards = {expert: WanForward(_transformer(settings, expert, loras or {})) for expert in settings.experts}
+    boundary = (settings.boundary or settings.flavour.boundary or DEFAULT_BOUNDARY) if LOW in forwards else None
+    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+    tokens = settings.flavour.text_tokens
+
+    def render(group: Sequence[Prompt]) -> Tensor:
+        asked = [embeds[prompt.text] for prompt in group]
+        positive = pad_embeds(asked, tokens)
+        negative = pad_embeds([embeds[settings.negative_prompt]] * len(group), tokens)
+        lengths = {
+            id(positive): [len(e) for e in asked],
+            id(negative): [len(embeds[settings.negative_prompt])] * len(group),
+        }
+
+        def predict(latents: Tensor, timesteps: Tensor, text_BLD: Tensor, expert: str) -> Tensor:
+            return forwards[expert](latents, timesteps, text_BLD, text_lengths=lengths[id(text_BLD)]).to(latents.dtype)
+
+        latents = sample(
+            predict,
+            make_scheduler(settings.scheduler, settings.shift),
+            noise(group, settings.flavour).to(settings.device),
+            positive,
+            negative if needs_negative(settings.guidance) else None,
+            num_steps=settings.num_steps,
+            guidance=settings.guidance,
+            boundary=boundary,
+        )
+        return decode(vae, latents)
+
+    with torch.inference_mode():
+        return _in_batches(prompts, settings.batch, render)
+
+
+def noise(group: Sequence[Prompt], flavour: Flavour) -> Tensor:
+    """The latents that the prompts of one size start from, (B, C, F, H, W) float32, each from its own seed."""
+    scene, vae = group[0].scene, flavour.vae
+    frames = (scene.num_frames - 1) // vae.temporal_stride + 1
+    shape = (1, vae.latent_channels, frames, scene.height // vae.spatial_stride, scene.width // vae.spatial_stride)
+    return torch.cat([initial_noise(shape, seed=prompt.seed) for prompt in group])
+
+
+def merge_lora(transformer: torch.nn.Module, path: Path) -> None:
+    """Adds a LoRA file's change to the weights, in place. Raises UserError, or ValueError where it does not fit."""
+    verify_lora_file(path, transformer)
+    state, _ = read_lora(path)
+    with torch.no_grad():
+        for key, down in state.items():
+            module, side, _ = key.rsplit(".", 2)
+            if side == "lora_A":
+                weight = transformer.get_submodule(module).weight
+                weight += (state[f"{module}.lora_B.weight"] @ down).to(weight)
+
+
+def _transformer(settings: Settings, expert: str, loras: dict[str, Path]) -> Any:
+    transformer = load_transformer(settings.source, settings.flavour, expert, torch.float32)
+    if expert in loras:
+        merge_lora(transformer, loras[expert])
+    return transformer.to(settings.device)
+
+
+def _embeds(prompts: Sequence[Prompt], settings: Settings) -> dict[str, Tensor]:
+    """The trimmed embedding (L, D) of every text, each encoded once."""
+    tokenizer, encoder = load_text_encoder(settings.source, settings.flavour, torch.float32)
+    encoder.to(settings.device)
+    texts = list(dict.fromkeys([settings.negative_prompt, *(prompt.text for prompt in prompts)]))
+    embeds: dict[str, Tensor] = {}
+    for start in range(0, len(texts), settings.batch):
+        part = texts[start : start + settings.batch]
+        found = encode_prompts(tokenizer, encoder, part, max_tokens=settings.flavour.text_tokens)
+        embeds |= dict(zip(part, found, strict=True))
+    return embeds
+
+
+def _in_batches(
+    prompts: Sequence[Prompt], batch: int, render: Callable[[Sequence[Prompt]], Tensor]
+) -> list[np.ndarray]:
+    """`render` for at most `batch` prompts of one shape at a time; the frames come back in the prompts' order."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        shapes.setdefault((prompt.scene.width, prompt.scene.height, prompt.scene.num_frames), []).append(index)
+    clips: dict[int, np.ndarray] = {}
+    for indices in shapes.values():
+        for start in range(0, len(indices), batch):
+            part = indices[start : start + batch]
+            pixels_BCFHW = render([prompts[index] for index in part])
+            bytes_BFHWC = ((pixels_BCFHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+            clips |= dict(zip(part, bytes_BFHWC.cpu().numpy(), strict=True))
+    return [clips[index] for index in range(len(prompts))]
