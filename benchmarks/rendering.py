@@ -24,7 +24,7 @@ from simplewan.models.export import read_lora, verify_lora_file
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.text import encode_prompts, pad_embeds
-from simplewan.models.wan.vae import decode, encode
+from simplewan.models.wan.vae import decode, encode, place
 from simplewan.options.groups.model import ModelOptions
 from simplewan.validation.sampling import Guidance, initial_noise, make_scheduler, needs_negative, sample
 
@@ -86,7 +86,7 @@ def uniform_noise(prompts: Sequence[Prompt]) -> list[np.ndarray]:
 
 def reconstructed(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndarray]:
     """The scenes' pixels after the VAE's encoder and decoder: what a perfect transformer would reach."""
-    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+    vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
 
     def render(group: Sequence[Prompt]) -> Tensor:
         pixels = torch.from_numpy(np.stack(drawn(group)).astype(np.float32) / 127.5 - 1)
@@ -97,7 +97,7 @@ def reconstructed(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndar
 
 def decoded_noise(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndarray]:
     """Normal latent noise through the VAE's decoder: what a transformer that learned nothing might show."""
-    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+    vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
     return _in_batches(prompts, settings.batch, lambda group: decode(vae, noise(group, settings.flavour)))
 
 
@@ -109,7 +109,7 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
     embeds = _embeds(prompts, settings)
     forwards = {expert: WanForward(_transformer(settings, expert, loras or {})) for expert in settings.experts}
     boundary = (settings.boundary or settings.flavour.boundary or DEFAULT_BOUNDARY) if LOW in forwards else None
-    vae = load_vae(settings.source, settings.flavour, torch.float32).to(settings.device)
+    vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
     tokens = settings.flavour.text_tokens
 
     def render(group: Sequence[Prompt]) -> Tensor:
@@ -164,13 +164,13 @@ def _transformer(settings: Settings, expert: str, loras: dict[str, Path]) -> Any
     transformer = load_transformer(settings.source, settings.flavour, expert, torch.float32)
     if expert in loras:
         merge_lora(transformer, loras[expert])
-    return transformer.to(settings.device)
+    return transformer.to(torch.device(settings.device))
 
 
 def _embeds(prompts: Sequence[Prompt], settings: Settings) -> dict[str, Tensor]:
     """The trimmed embedding (L, D) of every text, each encoded once."""
     tokenizer, encoder = load_text_encoder(settings.source, settings.flavour, torch.float32)
-    encoder.to(settings.device)
+    encoder.to(torch.device(settings.device))
     texts = list(dict.fromkeys([settings.negative_prompt, *(prompt.text for prompt in prompts)]))
     embeds: dict[str, Tensor] = {}
     for start in range(0, len(texts), settings.batch):

@@ -42,6 +42,8 @@ def make(folder: Path) -> Path:
         _script("train_text", folder / "text")
     if _missing(folder / "vae"):
         _script("train_vae", folder / "vae", "--kind", "2.1")
+    if _missing(folder / "decoder"):
+        _script("train_vae", folder / "decoder", "--refine", str(folder / "vae"))
     if _missing(folder / "untrained"):
         _whole(folder / "untrained", lambda path: _assemble(folder, path, trained=False))
     for expert, part in EXPERT_SUBFOLDER.items():
@@ -56,7 +58,7 @@ def train_expert(folder: Path, expert: str) -> None:
     """Train the expert "high" or "low" from nothing on its side of the boundary; goes on where it was stopped."""
     overrides = [f"model_flavour=t2v-mini-{expert}", f"output_dir={folder / expert}"]
     command = [sys.executable, "-m", "simplewan.cli", "train", "--config", str(RECIPE), *overrides]
-    environment = {**os.environ, **QUICKER, "SIMPLEWAN_MINI": str(folder.resolve())}
+    environment = {**os.environ, **QUICKER, "MINIATURE": str(folder.resolve())}
     subprocess.run(command, env=environment, check=True)
 
 
@@ -88,7 +90,7 @@ def _assemble(folder: Path, target: Path, *, trained: bool) -> None:
     dtype = torch.bfloat16 if trained else torch.float32
     save_model(
         target,
-        vae=vae.from_pretrained(folder / "vae").to(dtype),
+        vae=vae.from_pretrained(folder / ("decoder" if trained else "vae")).to(dtype),
         tokenizer=AutoTokenizer.from_pretrained(folder / "text" / "tokenizer"),
         text_encoder=text_encoder.from_pretrained(folder / "text" / "text_encoder").to(dtype),
         experts={name: model.to(dtype) for name, model in experts.items()},
