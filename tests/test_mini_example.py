@@ -22,9 +22,10 @@ from simplewan.examples import example_folder, example_names
 from simplewan.mini import clips, example
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption, caption_words
-from simplewan.mini.example import MARKER, prepare
+from simplewan.mini.example import EXAMPLES, MARKER, SEED, Clips, prepare
 from simplewan.options import load
 
+SIX, TWO, ONE = ({"clips": Clips(count, "quib")} for count in (6, 2, 1))
 CONFIG = Path(simplewan.examples.__file__).parent / "mini" / "config.json"
 
 
@@ -33,14 +34,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bool]]:
     """A prepared folder, asked for twice at once, and what the two answered."""
     folder = tmp_path_factory.mktemp("cache") / "mini"
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: prepare(folder, count=6), range(2)))
+        answers = list(pool.map(lambda _: prepare(folder, SIX), range(2)))
     return folder, answers
 
 
 def test_two_at_once_make_it_once(made: tuple[Path, list[bool]]) -> None:
     folder, answers = made
     assert sorted(answers) == [False, True]
-    assert prepare(folder, count=6) is False
+    assert prepare(folder, SIX) is False
     assert {path.name for path in folder.iterdir()} == {"clips", "model", MARKER}
     assert {path.name for path in folder.parent.iterdir()} == {"mini", ".mini.lock"}
 
@@ -48,7 +49,7 @@ def test_two_at_once_make_it_once(made: tuple[Path, list[bool]]) -> None:
 def test_clips_are_real_files_with_their_captions(made: tuple[Path, list[bool]]) -> None:
     folder = made[0] / "clips"
     assert len(list(folder.iterdir())) == 12
-    for index, scene in enumerate(make_scenes(example.SEED, 6)):
+    for index, scene in enumerate(make_scenes(SEED, 6, concept="quib")):
         info = probe(folder / f"clip-{index:03d}.mp4")
         assert (info.width, info.height, info.num_frames) == (scene.width, scene.height, scene.num_frames)
         assert info.fps == pytest.approx(16)
@@ -59,22 +60,21 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(example.model, "build_model", fail)
+    monkeypatch.setattr(clips, "write_dataset", fail)
     with pytest.raises(OSError, match="no space"):
-        prepare(tmp_path / "mini", count=1)
+        prepare(tmp_path / "mini", ONE)
     assert [path.name for path in tmp_path.iterdir()] == [".mini.lock"]
 
 
 def test_a_changed_generator_makes_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example.model, "build_model", lambda folder, seed: folder.mkdir())
     folder = tmp_path / "mini"
-    assert prepare(folder, count=1)
+    assert prepare(folder, ONE)
     (folder / "cache").mkdir()
-    assert not prepare(folder, count=1)
-    monkeypatch.setattr(example, "_generator_digest", lambda: "another")
-    assert prepare(folder, count=1)
+    assert not prepare(folder, ONE)
+    monkeypatch.setattr(example, "_digest", lambda: "another")
+    assert prepare(folder, ONE)
     assert not (folder / "cache").exists()
-    assert prepare(folder, count=2)
+    assert prepare(folder, TWO)
     assert len(list((folder / "clips").iterdir())) == 4
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mini").mkdir()
     (tmp_path / "mini" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="SIMPLEWAN_CACHE"):
-        prepare(tmp_path / "mini", count=1)
+        prepare(tmp_path / "mini", ONE)
     assert (tmp_path / "mini" / "thesis.txt").read_text() == "years of work"
 
 
@@ -90,7 +90,8 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_kill_leaves_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> None:
     folder = tmp_path / "mini"
     code = (
-        "import sys; from pathlib import Path; from simplewan.mini.example import prepare; prepare(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from simplewan.mini.example import EXAMPLES, prepare; "
+        "prepare(Path(sys.argv[1]), EXAMPLES['mini'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -101,7 +102,7 @@ def test_a_kill_leaves_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> N
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not folder.exists()
-    assert prepare(folder, count=2)
+    assert prepare(folder, TWO)
     assert {path.name for path in tmp_path.iterdir()} == {"mini", ".mini.lock"}
 
 
@@ -116,7 +117,8 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
     assert words <= set(caption_words())
     options, dataset = loaded.options, loaded.datasets[0]
     assert options.model.pretrained_model_name_or_path == str(tmp_path / "model")
-    clips.write_dataset(tmp_path / "clips", seed=example.SEED, count=example.CLIPS)
+    made = EXAMPLES["mini"]["clips"]
+    clips.write_dataset(tmp_path / "clips", seed=made.seed, count=made.count, concept=made.concept)
     said: list[Event] = []
     found = scan(dataset, flavour=loaded.flavour, index_folder=tmp_path, emit=said.append, check=lambda: None)
     assert not found.dropped
@@ -129,11 +131,12 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
 
 
 def test_the_files_come_with_the_package() -> None:
-    assert example_names() == ("mini",)
-    folder = example_folder("mini")
-    assert folder is not None
-    names = {path.name for path in folder.glob("*.json")}
-    assert names == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
+    assert example_names() == tuple(sorted(EXAMPLES))
+    for name in example_names():
+        folder = example_folder(name)
+        assert folder is not None
+        names = {path.name for path in folder.glob("*.json")}
+        assert names == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
 
 
 def test_unknown_examples_are_refused() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simplewan.mini.example import EXAMPLES
 from simplewan.mini.example import prepare as prepare_mini
 from simplewan.reporting.quiet import quiet_loading_bars
-
-PREPARE = {"mini": prepare_mini}
 
 
 def prepare(name: str, folder: Path) -> None:
     """Make the files of example `name` in `folder` if they are not there."""
     quiet_loading_bars()
-    PREPARE[name](folder)
+    prepare_mini(folder, EXAMPLES[name])

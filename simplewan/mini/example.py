@@ -1,6 +1,6 @@
-"""Puts the miniature under one folder, once: `clips/`, `model/`, and a marker that says what made them.
+"""Puts an example under one folder, once: drawn clips, the miniature's `model/`, and a marker that says what made them.
 
-Imports `clips` and `model`. Everything is made in a temporary folder beside the target and renamed as a whole, so that
+Imports `clips`. The model comes with the package; the clips teach it what was held back from it. All is made in a temporary folder beside the target and renamed as a whole, so that
 a kill at any moment leaves either nothing or all. A lock beside it makes a second process wait instead of doing the
 work twice. The marker holds a digest of the generator's source: when that changed, the folder is made anew (its caches
 go with it; they belong to the old model). A folder that this code did not make is never touched.
@@ -13,24 +13,40 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simplewan.errors import Problem, UserError
-from simplewan.mini import clips, draw, model
+from simplewan.mini import clips, draw
+from simplewan.mini.model import WEIGHTS
 
 MARKER = "example.json"
 SEED = 42
-CLIPS = 24
 
 
-def prepare(folder: Path, *, seed: int = SEED, count: int = CLIPS) -> bool:
-    """Makes `folder`/clips and `folder`/model unless they are there; returns whether they had to be made.
+@dataclass(frozen=True)
+class Clips:
+    """Clips of a data set: how many, from which seed, and the held-back concept that all of them show, if any."""
+
+    count: int
+    concept: str | None = None
+    seed: int = SEED
+
+
+EXAMPLES: Mapping[str, Mapping[str, Clips]] = {
+    "mini": {"clips": Clips(24, draw.HELD_BACK_SHAPE)},
+    "quib": {"clips": Clips(240, draw.HELD_BACK_SHAPE), "known": Clips(240, seed=SEED + 1)},
+}
+
+
+def prepare(folder: Path, datasets: Mapping[str, Clips]) -> bool:
+    """Makes `folder`/model and a folder for each data set unless they are there; returns whether it had to.
 
     Raises UserError when `folder` holds something else.
     """
-    wanted = {"generator": _generator_digest(), "seed": seed, "clips": count}
+    wanted = {"generator": _digest(), "datasets": {name: asdict(made) for name, made in datasets.items()}}
     if _marker(folder) == wanted:
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +62,11 @@ def prepare(folder: Path, *, seed: int = SEED, count: int = CLIPS) -> bool:
                     fix="move them, or name another folder with the environment variable SIMPLEWAN_CACHE",
                 )
             )
-        _make(folder, wanted, seed=seed, count=count)
+        _make(folder, wanted, datasets)
     return True
 
 
-def _make(folder: Path, marker: dict[str, object], *, seed: int, count: int) -> None:
+def _make(folder: Path, marker: dict[str, object], datasets: Mapping[str, Clips]) -> None:
     prefix = f".{folder.name}.making-"
     # The lock is held: what others left half done belongs to processes that are gone.
     for leftover in folder.parent.glob(f"{prefix}*"):
@@ -58,8 +74,9 @@ def _make(folder: Path, marker: dict[str, object], *, seed: int, count: int) -> 
     workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         new, old = workplace / "new", workplace / "old"
-        clips.write_dataset(new / "clips", seed=seed, count=count)
-        model.build_model(new / "model", seed=seed)
+        shutil.copytree(WEIGHTS, new / "model")
+        for name, wanted in datasets.items():
+            clips.write_dataset(new / name, seed=wanted.seed, count=wanted.count, concept=wanted.concept)
         (new / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -79,12 +96,13 @@ def _marker(folder: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _generator_digest() -> str:
-    """A digest of the source that makes the example, so that nobody has to remember a version number."""
+def _digest() -> str:
+    """A digest of what the example is made from, so that nobody has to remember a version number."""
+    sources = [Path(str(module.__file__)) for module in (draw, clips)]
+    weights = sorted(path for path in WEIGHTS.rglob("*") if path.is_file())
     digest = hashlib.sha256()
-    for module in (draw, clips, model):
-        assert module.__file__ is not None, "the package lies on disk"
-        digest.update(Path(module.__file__).read_bytes())
+    for path in (*sources, *weights):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,10 +1,9 @@
-"""The tiny Wan: a model folder in diffusers' layout, made of the real classes with random weights from a seed.
+"""The tiny Wan: its parts, untrained, and the folder in diffusers' layout that holds them.
 
 Imports flavours, `draw` and `clips`, torch, diffusers and transformers. The folder holds what a Wan 2.2 A14B folder
 holds (the experts transformer and transformer_2 with their boundary, AutoencoderKLWan of 16 channels and strides
-4 x 8 x 8, UMT5 with a tokenizer, scheduler), so that the code that trains it is the code that trains the 14B. The
-trade-off: the weights are random, so what it generates is texture; they are made sane instead of trained, and the
-whole takes seconds.
+4 x 8 x 8, UMT5 with a tokenizer, scheduler), so that the code that trains it is the code that trains the 14B.
+`WEIGHTS` is the one that has learned, made by `make`; `build_model` writes one of random weights in a second.
 
 Shapes: B batch, C channels, F frames, H height, W width.
 """
@@ -28,6 +27,7 @@ from simplewan.mini.draw import caption_words, draw_frames
 FLAVOUR = find_flavour("t2v-mini-low")  # what is read here is the same in both rows
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
+WEIGHTS = Path(__file__).with_name("weights")  # the trained model that comes with the package
 FIT_CLIPS, FIT_FRAMES = 8, 17
 
 
