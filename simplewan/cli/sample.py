@@ -40,7 +40,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     seeds, scale = _seeds(arguments), _scale(arguments)
     adapters = _adapters(arguments)
     as_json = _flag(arguments, "json")
-    config, placeholders = None, {}
+    config: Path | None = None
+    placeholders: dict[str, str] = {}
     if arguments.config != Path(NONE):
         config, placeholders = find_configuration(arguments, environ, needed=False)
     loaded = load_configuration(
