@@ -103,6 +103,20 @@ class ValidationRendered(Event):
 
 
 @dataclass(frozen=True)
+class SampleRendered(Event):
+    """One clip that `sample` was asked for."""
+
+    kind: ClassVar[str] = "sample"
+    name: str
+    prompt: str
+    seed: int
+    video: str
+    sheet: str
+    seconds: float
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class ErrorHappened(Event):
     """Something failed; `fatal` says whether the run ends with it."""
 

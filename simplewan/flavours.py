@@ -160,6 +160,11 @@ ALIASES: dict[str, str] = {
 }
 
 
+def other_stage(flavour: Flavour) -> str | None:
+    """The expert that `flavour` does not train; None where the model has one transformer."""
+    return None if flavour.stage is None else LOW if flavour.stage == HIGH else HIGH
+
+
 def find_flavour(name: str) -> Flavour:
     """The row called `name`, aliases included. Raises KeyError when there is none."""
     lowered = name.lower()

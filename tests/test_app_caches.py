@@ -106,7 +106,7 @@ class Project:
         lines = (output / "events.jsonl").read_text().splitlines()
         work.notices = [record["message"] for record in map(json.loads, lines) if record["type"] == "notice"]
         assert work.exit_code == 0
-        assert (output / "pytorch_lora_weights.safetensors").exists()
+        assert (output / "pytorch_lora_weights_low_noise.safetensors").exists()
         return work
 
     def records(self, part: str) -> dict[str, str]:
@@ -127,7 +127,7 @@ def watch(patch: pytest.MonkeyPatch, work: Work) -> None:
 
         patch.setattr(owner, name, noting)
 
-    before(caching._TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
+    before(caching.TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
     before(caching._VaeEncoder, "__call__", lambda _self, items: work.latents.append(list(items)))
     before(scan, "probe", lambda path: work.probed.append(Path(path).name))
     for name in ("open", "read"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import save_tiny_model
 
+from simplewan.app.rendering import Turns
 from simplewan.cli import main
 from simplewan.mini.clips import write_dataset
+
+LOW_FILE = "pytorch_lora_weights_low_noise.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,53 @@ def test_a_stage_trains_its_own_expert(
     board = EventAccumulator(str(next((tmp_path / "logs").iterdir())))
     board.Reload()
     assert [event.step for event in board.Scalars(f"{stage}/loss")] == [1, 2, 3]
+
+
+def test_the_other_stage_renders_its_side_of_the_boundary(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the other expert loaded, a trained low expert changes nothing above the boundary, and its base all below."""
+    asked: list[tuple[str, float]] = []
+    predict = Turns.predict
+
+    def watch(self: Turns, latents: torch.Tensor, timesteps: torch.Tensor, *rest: object) -> torch.Tensor:
+        asked.append((rest[-1], timesteps.item()))
+        return predict(self, latents, timesteps, *rest)
+
+    monkeypatch.setattr(Turns, "predict", watch)
+    arguments = ["train", "--config", str(place / "config.json"), "model_flavour=t2v-a14b-2.2-low", "max_train_steps=2"]
+    both = "wan_validation_load_other_stage=true"
+    rest = ["validation_num_inference_steps=6", "validation_shift=5", "validation_guidance=[1, 2]"]
+    assert main([*arguments, *rest, both, f"output_dir={tmp_path / 'both'}"]) == 0
+    assert [expert for expert, _ in asked] == ["high"] * 6 + ["low"] * 3  # guidance 2 above, none below
+    assert all((timestep >= 875) == (expert == "high") for expert, timestep in asked)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*arguments, *rest, f"output_dir={tmp_path / 'alone'}"]) == 0
+    notes = {}
+    for name in ("both", "alone"):
+        lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        notes[name] = [event.get("note") for event in events if event["type"] == "validation"]
+    assert notes == {"both": [None], "alone": ["single expert"]}
+    # Rendering with another expert in between leaves training as it is.
+    assert (tmp_path / "both" / LOW_FILE).read_bytes() == (tmp_path / "alone" / LOW_FILE).read_bytes()
+    clips = [(tmp_path / name / "validation" / "step-2" / "validation.mp4").read_bytes() for name in notes]
+    assert clips[0] != clips[1]
+
+
+def test_a_missing_other_stage_is_refused_before_anything_starts(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    shutil.rmtree(model / "transformer")
+    arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path / 'out'}"]
+    arguments += [f"pretrained_model_name_or_path={model}", "model_flavour=t2v-a14b-2.2-low", "max_train_steps=1"]
+    assert main([*arguments, "wan_validation_load_other_stage=true"]) == 2
+    message = capfd.readouterr().err
+    assert str(model) in message and "has no transformer/" in message
+    assert "wan_validation_load_other_stage" in message and not (tmp_path / "out").exists()
+    assert main([*arguments, "wan_validation_load_other_stage=true", "validation_disable=true"]) == 0
 
 
 def test_a_boundary_of_ones_own_cuts_the_timesteps(place: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from simplewan.cli import main
 from simplewan.events import Emit
 from simplewan.options import Options
 from simplewan.validation import histogram
-from simplewan.validation.runner import Validator
+from simplewan.validation.runner import Renderer
 
 Run = Callable[..., int]
 QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=100")
@@ -226,7 +226,7 @@ def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypat
     def fail(*_arguments: object) -> None:
         raise RuntimeError("out of memory, say")
 
-    monkeypatch.setattr(Validator, "_render", fail)
+    monkeypatch.setattr(Renderer, "_sample", fail)
     assert run("out", "max_train_steps=2", "eval_steps_interval=0") == 0
     assert weights(tmp_path / "out")
     errors = records(tmp_path / "out", "error")

@@ -1,4 +1,4 @@
-"""The arguments of `train`: forms, sources, and what is no argument."""
+"""The arguments of `train` and `sample`: forms, sources, and what is no argument."""
 
 from __future__ import annotations
 
@@ -71,3 +71,15 @@ def test_what_is_no_argument_is_answered() -> None:
     assert "write learning_rate=VALUE" in problem("learning_rate", "1")
     assert "did you mean learning_rate=VALUE?" in problem("learnin_rate")
     assert "cannot be split" in str(parse([], environ={"TRAINER_EXTRA_ARGS": "'"}).problems[0])
+
+
+def test_a_commands_own_arguments_are_no_options() -> None:
+    words = ["prompt=a=b", "--prompt", "seed=2", "--seed", "3", "--json", "learning_rate=1", "--deterministic"]
+    arguments = parse(words, environ={"TRAINER_EXTRA_ARGS": "seed=9"}, own=("prompt", "seed"), flags=("json",))
+    assert arguments.own == {"prompt": ["a=b", "seed=2"], "seed": ["3"], "json": ["true"]}
+    # What TRAINER_EXTRA_ARGS holds are options of train, its seed among them.
+    assert pairs(arguments) == [("seed", "9"), ("learning_rate", "1"), ("deterministic", True)]
+    arguments = parse(["--prompt", "--json", "promt=x", "json"], environ={}, own=("prompt",), flags=("json",))
+    texts = [str(problem) for problem in arguments.problems]
+    assert "prompt needs a value" in texts[0] and "did you mean prompt" in texts[1] and "stands alone" in texts[2]
+    assert arguments.own == {"json": ["true"]}

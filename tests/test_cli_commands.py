@@ -94,9 +94,18 @@ def test_env_picks_a_folder_and_suggests_one(capsys: pytest.CaptureFixture[str],
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["--help"], ["train", "--help"], ["options", "--help"], ["examples", "--help"], ["--version"]):
+    for words in (
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["sample", "--help"],
+        ["options", "--help"],
+        ["examples", "--help"],
+        ["--version"],
+    ):
         assert cli.main(words) == 0
     text = capsys.readouterr().out
+    assert "adapter=FILE" in text and "--validation_shift" in text
     assert "--learning_rate" in text and "*--use_ema" in text and "usage: simpletuner examples" in text
 
 
@@ -126,10 +135,14 @@ def test_examples_are_listed_and_copied_once(capsys: pytest.CaptureFixture[str],
     assert cli.main(["examples", "copy", "other"]) == 2
 
 
-def test_help_loads_no_torch_and_no_traceback_on_a_closed_pipe() -> None:
-    code = "import sys; from simplewan.cli import main; main(['train', '--help']); print('torch' in sys.modules)"
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_help_loads_no_torch(command: str) -> None:
+    code = f"import sys; from simplewan.cli import main; main(['{command}', '--help']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_no_traceback_on_a_closed_pipe() -> None:
     piped = f"{sys.executable} -m simplewan.cli options --json | head -c 10"
     done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -15,6 +15,7 @@ import pytest
 
 from simplewan.cli import COMMANDS
 from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.sample import FLAGS, OWN
 from simplewan.examples import example_names
 from simplewan.options import Loaded, load
 from simplewan.options.catalogue import catalogue, dataset_catalogue
@@ -107,6 +108,15 @@ def test_commands_are_understood_and_load(page: str, tmp_path: Path) -> None:
             assert not load_in(tmp_path, config, datasets, *arguments.overrides).later
 
 
+def test_samplings_are_understood_and_load(tmp_path: Path) -> None:
+    asked = [words[1:] for page in PAGES for words in commands(page) if words[0] == "sample" and "--help" not in words]
+    assert len(asked) >= 5
+    for words in asked:
+        arguments = parse(words, environ={}, own=OWN, flags=FLAGS)
+        assert not arguments.problems, words
+        assert not load(None, arguments.overrides, environ={}, base=tmp_path, training=False).later
+
+
 @pages
 def test_keys_in_the_text_are_options(page: str, tmp_path: Path) -> None:
     config, datasets = next(configurations(page))
@@ -163,7 +173,7 @@ def test_files_and_modules_that_are_named_exist(page: str) -> None:
     code = [*inline_code(page), *blocks(page, "bash")]
     for path in (path for text in code for path in NAMED.findall(text)):
         there = (ROOT / path).exists() or (ROOT / "docs" / path).exists()
-        assert there or WRITTEN_BY_USERS.match(path) or path in ("fox.txt", "owl.txt"), path
+        assert there or WRITTEN_BY_USERS.match(path) or path in ("fox.txt", "owl.txt", "prompts.txt"), path
     for module in re.findall(r"python -m ([\w.]+)", PAGES[page]):
         assert importlib.util.find_spec(module) is not None, module
 

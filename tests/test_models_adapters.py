@@ -20,6 +20,7 @@ from simplewan.models.adapters import (
     adapter_state,
     adapters_off,
     add_lora,
+    attach_lora,
     load_adapter_state,
     matched_modules,
     train_fully,
@@ -243,3 +244,26 @@ def test_files_of_other_tools_are_read(tmp_path: Path) -> None:
     save_file({"something": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no LoRA of a Wan transformer"):
         read_lora(tmp_path / "other.safetensors")
+
+
+def test_a_lora_of_mixed_ranks_is_attached_at_any_strength() -> None:
+    transformer = tiny_transformer()
+    inputs = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    ranks = {"blocks.0.attn1.to_q": 2, "blocks.1.attn2.to_out.0": 5, "blocks.7.attn1.to_q": 2}
+    state = {}
+    for module, rank in ranks.items():
+        state[f"{module}.lora_A.weight"] = torch.randn(rank, 32, generator=generator)
+        state[f"{module}.lora_B.weight"] = torch.randn(32, rank, generator=generator)
+    before = {module: transformer.get_submodule(module)(inputs) for module in list(ranks)[:2]}
+    drawn = torch.get_rng_state()
+    assert attach_lora(transformer, state, scale=0.5, name="first") == ("blocks.7.attn1.to_q",)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for module, base in before.items():
+        down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        expected = base + 0.5 * inputs @ down.T @ up.T
+        torch.testing.assert_close(transformer.get_submodule(module)(inputs), expected, rtol=0, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in transformer.parameters())
+    half = {key: value for key, value in state.items() if "lora_A" in key}
+    with pytest.raises(ValueError, match="lacks lora_A or lora_B"):
+        attach_lora(transformer, half, scale=1.0, name="second")

@@ -13,7 +13,7 @@ from simplewan.errors import Interrupted
 from simplewan.events import ErrorHappened, Progress, Stage, ValidationRendered
 from simplewan.flavours import find_flavour
 from simplewan.validation.prompts import Prompt
-from simplewan.validation.runner import RenderSettings, Validator, to_frames
+from simplewan.validation.runner import Renderer, RenderSettings, Validator, to_frames
 
 TEXTS = {"A cat.": 1.0, "A dog.": -1.0, "": 0.0}
 
@@ -45,7 +45,7 @@ class Events(list):
         return [event for event in self if isinstance(event, kind)]
 
 
-def make(settings, models, events, *, embeds=None, check=lambda: None, opened=None):
+def make(settings, models, events, *, embeds=None, check=lambda: None, opened=None, note=None):
     transformer, vae = models
 
     @contextmanager
@@ -56,7 +56,7 @@ def make(settings, models, events, *, embeds=None, check=lambda: None, opened=No
         if opened is not None:
             opened.append("closed")
 
-    return Validator(
+    renderer = Renderer(
         settings,
         open_predict=open_predict,
         embeds=embeds or (lambda text: torch.full((1, 4, 8), TEXTS[text])),
@@ -64,6 +64,7 @@ def make(settings, models, events, *, embeds=None, check=lambda: None, opened=No
         emit=events.append,
         check=check,
     )
+    return Validator(settings, renderer, emit=events.append, note=note)
 
 
 def decoded(path):
@@ -74,10 +75,10 @@ def decoded(path):
 
 def test_every_prompt_becomes_a_clip_and_a_sheet(settings, models):
     events, opened = Events(), []
-    validator = make(settings, models, events, opened=opened)
+    validator = make(settings, models, events, opened=opened, note="EMA")
     assert validator.missing(100) == {"cat", "dog"}
     state = torch.get_rng_state()
-    validator.run(100, note="EMA")
+    validator.run(100)
     assert torch.equal(torch.get_rng_state(), state)
     assert validator.missing(100) == set() and len(validator.missing(101)) == 2 and opened == ["open", "closed"]
     folder = settings.folder / "step-100"
@@ -147,9 +148,10 @@ def test_a_network_that_cannot_be_opened_is_reported(settings, models):
         raise FileNotFoundError("transformer_2 is not there")
         yield
 
-    Validator(
+    renderer = Renderer(
         settings, open_predict=broken, embeds=lambda text: None, decode=lambda latents: latents, emit=events.append
-    ).run(3)
+    )
+    Validator(settings, renderer, emit=events.append).run(3)
     [error] = events.of(ErrorHappened)
     assert "transformer_2 is not there" in error.message and events.of(Stage)[-1].status == "failed"
 

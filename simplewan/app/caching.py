@@ -53,7 +53,7 @@ class Caches:
         return store.get(key)
 
 
-class _TextEncoder:
+class TextEncoder:
     """Encodes prompts; loads tokenizer and encoder at the first call."""
 
     def __init__(self, context: Context) -> None:
@@ -61,13 +61,16 @@ class _TextEncoder:
         self._models: tuple[object, torch.nn.Module] | None = None
 
     def __call__(self, items: Sequence[Item]) -> Sequence[torch.Tensor]:
+        return self.encode([str(item.components["prompt"]) for item in items])
+
+    def encode(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """The embedding (L, D) of each prompt, not padded, on the device; they go through the encoder together."""
         if self._models is None:
             self._context.emit(Stage("text_encoder", "Loading the text encoder"))
             context = self._context
             tokenizer, encoder = load_text_encoder(context.options.model, context.flavour, context.weight_dtype)
             self._models = tokenizer, encoder.to(self._context.device)
         tokenizer, encoder = self._models
-        prompts = [str(item.components["prompt"]) for item in items]
         return encode_prompts(tokenizer, encoder, prompts, max_tokens=self._context.flavour.text_tokens)
 
 
@@ -126,7 +129,7 @@ def _fill_texts(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
     names = wanted.setdefault(gathered.text_folder(None), {})
     names.update({f"validation prompt {n}": prompt for n, prompt in enumerate(dict.fromkeys(prompts), start=1)})
     places: dict[str, Place] = {}
-    encoder = _TextEncoder(context)
+    encoder = TextEncoder(context)
     for folder, names in wanted.items():
         store = Store(folder)
         filled = fill(

@@ -154,8 +154,7 @@ class ValidationHook:
 
     def _run(self, step: int, only: Collection[str] | None = None) -> None:
         self._context.signals.validate_requested = False
-        flavour = self._context.flavour
-        self._validator.run(step, note="single expert" if flavour.stage else None, only=only)
+        self._validator.run(step, only=only)
 
 
 class FinishHook:

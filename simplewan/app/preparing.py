@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from simplewan.app.caching import Caches, Fetch, fill_caches
 from simplewan.app.context import Context
+from simplewan.app.rendering import render_settings
 from simplewan.app.roles import make_sampler
 from simplewan.app.samples import gather
-from simplewan.app.validating import collect, render_settings
+from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec
 from simplewan.plan import RunPlan, plan_run
@@ -29,7 +30,8 @@ def prepare(context: Context) -> Prepared:
     """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
     gathered = gather(context)
     prompts = collect(context)
-    render = render_settings(context, prompts) if prompts else None
+    folder, experts = context.output / "validation", rendering_experts(context)
+    render = render_settings(context, prompts, folder=folder, experts=experts) if prompts else None
     texts = [prompt.text for prompt in prompts] + ([render.negative_prompt] if render else [])
     caches = fill_caches(context, gathered, texts)
     fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")

@@ -16,6 +16,8 @@ from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler
 from simplewan.errors import Problem, UserError
+from simplewan.events import Stage
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
 from simplewan.models.adapters import (
     adapter_parameters,
     adapter_scale,
@@ -45,13 +47,19 @@ class Expert:
     sigma_bounds: tuple[float, float]
 
 
+def boundary(context: Context) -> float | None:
+    """The sigma at and above which the high-noise expert acts: the user's, else the flavour's; None with one expert."""
+    own = context.options.flow.timestep_boundary
+    return context.flavour.boundary if own is None or context.flavour.boundary is None else own / 1000
+
+
 def sigma_bounds(context: Context, expert: str) -> tuple[float, float]:
     """The sigmas `expert` is trained on: its side of the boundary, cut to min_timestep and max_timestep."""
     flow = context.options.flow
     low, high = context.flavour.sigma_bounds(expert)
-    if flow.timestep_boundary is not None and context.flavour.boundary is not None:
-        boundary = flow.timestep_boundary / 1000
-        low, high = (boundary, 1.0) if low > 0 else (0.0, boundary)
+    edge = boundary(context)
+    if edge is not None:
+        low, high = (edge, 1.0) if expert == HIGH else (0.0, edge)
     return max(low, flow.min_timestep / 1000), min(high, flow.max_timestep / 1000)
 
 
@@ -92,20 +100,38 @@ def load_expert(context: Context, name: str) -> Expert:
         if options.adapter.init_lora is not None:
             start_from_lora(transformer, options.adapter.init_lora)
     transformer.to(context.device).train()
-    forward = WanForward(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
-
     # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
     merge = full or options.adapter.lora_dropout == 0
+    predict = make_predict(context, transformer, merge_padding=merge, recompute=recompute)
+    return Expert(name, transformer, predict, sigma_bounds(context, name))
+
+
+def load_base(context: Context, name: str) -> Expert:
+    """An expert as the base model has it, to render with: frozen, in eval mode, on the CPU."""
+    context.emit(Stage("model", f"Loading {EXPERT_SUBFOLDER[name]}"))
+    transformer = load_transformer(context.options.model, context.flavour, name, context.weight_dtype)
+    return frozen_expert(context, name, transformer)
+
+
+def frozen_expert(context: Context, name: str, transformer: nn.Module) -> Expert:
+    """An expert to render with, around a transformer that is loaded."""
+    predict = make_predict(context, transformer, merge_padding=True)
+    return Expert(name, transformer, predict, sigma_bounds(context, name))
+
+
+def make_predict(context: Context, transformer: nn.Module, *, merge_padding: bool, recompute: str = "none") -> Predict:
+    """The transformer as the objective and the sampling loop call it, in the run's precision."""
+    forward = WanForward(transformer)
 
     def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
-        lengths = batch.text_lengths if merge else None
+        lengths = batch.text_lengths if merge_padding else None
         with context.accelerator.autocast():
             return forward(
                 latents_BCFHW, timesteps_B, batch.prompt_embeds_BLD, text_lengths=lengths, recompute=recompute
             )
 
-    return Expert(name, transformer, predict, sigma_bounds(context, name))
+    return predict
 
 
 def start_from_lora(transformer: nn.Module, path: Path) -> None:

@@ -39,11 +39,12 @@ def train(loaded: Loaded) -> int:
     """Train as `loaded` says; returns the exit code. Raises UserError for a mistake that only the files could show."""
     started = time.monotonic()
     quiet_loading_bars()
-    output = Path(loaded.options.run.output_dir)
-    check_files(loaded.options.model, loaded.flavour)
+    options = loaded.options
+    output = Path(options.run.output_dir)
+    check_files(options.model, loaded.flavour, with_other_stage=options.validation.loads_other_stage)
     with (
         OutputLock(output),
-        SignalWatch(max_seconds=loaded.options.run.max_train_seconds, started=started) as signals,
+        SignalWatch(max_seconds=options.run.max_train_seconds, started=started) as signals,
         Reports(loaded, output) as reports,
     ):
         remove_leftovers(output)

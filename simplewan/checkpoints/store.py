@@ -31,13 +31,16 @@ class DamagedCheckpoint(Exception):
 class CheckpointStore:
     """Saves, verifies, finds and rotates `checkpoint-N/` folders.
 
-    `limit` keeps that many of the newest (0 keeps all); the one just written is never removed.
+    `limit` keeps that many of the newest (0 keeps all); the one just written is never removed. `read_only` is for those
+    who do not hold the folder's lock: another process may be writing there, and nothing is made or tidied up.
     """
 
-    def __init__(self, folder: Path, *, limit: int, emit: Emit) -> None:
+    def __init__(self, folder: Path, *, limit: int, emit: Emit, read_only: bool = False) -> None:
         self.folder = folder
         self._limit = limit
         self._emit = emit
+        if read_only:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".checkpoint-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -47,6 +50,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps of all folders named like checkpoints, ascending; not verified."""
+        if not self.folder.is_dir():
+            return []
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
         return sorted(int(match.group(1)) for match in found if match)
 

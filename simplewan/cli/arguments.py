@@ -1,4 +1,4 @@
-"""The arguments of `train`: which configuration, and what overrides it.
+"""The arguments of `train` and `sample`: which configuration, and what overrides it.
 
 Imports options. `key=value`, `--key value`, `--key=value`, and the name of a boolean alone; hyphens and underscores are
 the same. Unknown keys are passed on: the loader answers them together with every other mistake.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,28 +24,38 @@ _PAIR = re.compile(r"^-{0,2}[A-Za-z_][\w.-]*=", re.DOTALL)
 
 @dataclass
 class Arguments:
-    """What was asked for. At most one of `config`, `env` and `example` counts; `problems` holds what is wrong."""
+    """What was asked for. At most one of `config`, `env` and `example` counts; `problems` holds what is wrong.
+
+    `own` holds the values, in order, of the command's own arguments, which are no options.
+    """
 
     config: Path | None = None
     env: str | None = None
     example: str | None = None
     help: bool = False
+    own: dict[str, list[str]] = field(default_factory=dict)
     overrides: list[Override] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
-def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> Arguments:
-    """The arguments of the command line, those of TRAINER_EXTRA_ARGS before them, so that the command line wins."""
+def parse(
+    argv: Sequence[str], *, environ: Mapping[str, str], own: Collection[str] = (), flags: Collection[str] = ()
+) -> Arguments:
+    """The arguments of the command line, those of TRAINER_EXTRA_ARGS before them, so that the command line wins.
+
+    `own` are the arguments with a value that a command has besides the options (they win over an option of that name)
+    and `flags` those without one, whose value is "true".
+    """
     arguments = Arguments()
     try:
         extra = shlex.split(environ.get("TRAINER_EXTRA_ARGS", ""))
     except ValueError as error:
         extra = []
         arguments.problems.append(Problem("environment TRAINER_EXTRA_ARGS", f"cannot be split into words: {error}"))
-    _read(extra, arguments, where="environment TRAINER_EXTRA_ARGS")
+    _Words(arguments).read(extra, where="environment TRAINER_EXTRA_ARGS")  # options of train: no own arguments there
     inherited = arguments.config, arguments.env, arguments.example
     arguments.config = arguments.env = arguments.example = None
-    _read(argv, arguments, where=COMMAND_LINE)
+    _Words(arguments, frozenset(own), frozenset(flags)).read(argv, where=COMMAND_LINE)
     if not any((arguments.config, arguments.env, arguments.example)):
         arguments.config, arguments.env, arguments.example = inherited
     if not any((arguments.config, arguments.env, arguments.example)):
@@ -60,59 +70,79 @@ def parse(argv: Sequence[str], *, environ: Mapping[str, str]) -> Arguments:
     return arguments
 
 
-def _read(argv: Sequence[str], arguments: Arguments, *, where: str) -> None:
-    position = 0
-    while position < len(argv):
-        word = argv[position]
-        position += 1
-        if word in ("--help", "-h"):
-            arguments.help = True
-        elif _PAIR.match(word):
-            key, value = word.split("=", 1)
-            _store(plain_key(key), value, arguments, where=where)
-        elif word.startswith("--") and len(word) > 2:
-            key = plain_key(word)
-            following = argv[position] if position < len(argv) else None
-            if _takes(key, following):
-                position += 1
-                _store(key, str(following), arguments, where=where)
+@dataclass(frozen=True)
+class _Words:
+    """Reads words into `arguments`."""
+
+    arguments: Arguments
+    own: frozenset[str] = frozenset()
+    flags: frozenset[str] = frozenset()
+
+    def read(self, argv: Sequence[str], *, where: str) -> None:
+        position = 0
+        while position < len(argv):
+            word = argv[position]
+            position += 1
+            if word in ("--help", "-h"):
+                self.arguments.help = True
+            elif _PAIR.match(word):
+                key, value = word.split("=", 1)
+                self._store(plain_key(key), value, where=where)
+            elif word.startswith("--") and len(word) > 2:
+                key = plain_key(word)
+                following = argv[position] if position < len(argv) else None
+                if self._takes(key, following):
+                    position += 1
+                    self._store(key, str(following), where=where)
+                else:
+                    self._store_alone(key, where=where)
             else:
-                _store_alone(key, arguments, where=where)
+                self.arguments.problems.append(self._stray(word, where))
+
+    def _takes(self, key: str, following: str | None) -> bool:
+        """Whether `--key` takes the next word as its value."""
+        if following is None:
+            return False
+        declared = catalogue().get(key)
+        if key in self.flags or (key not in self.own and declared is not None and declared.is_flag):
+            return following.lower() in BOOLEANS
+        known = declared is not None or key in PICKS or key in self.own
+        return not following.startswith("--") and (known or not _PAIR.match(following))
+
+    def _store(self, key: str, value: str, *, where: str) -> None:
+        if key in self.own or key in self.flags:
+            self.arguments.own.setdefault(key, []).append(value)
+        elif key == "config":
+            self.arguments.config = Path(value).expanduser()
+        elif key in PICKS:
+            setattr(self.arguments, key, value)
+        elif (meant := self._meant(key)) is not None:
+            problem = Problem(where, "is not an argument", key=key, fix=f"did you mean {meant}?")
+            self.arguments.problems.append(problem)
         else:
-            arguments.problems.append(_stray(word, where))
+            self.arguments.overrides.append(Override(key, value, where))
 
+    def _store_alone(self, key: str, *, where: str) -> None:
+        declared = catalogue().get(key)
+        if key in self.flags:
+            self._store(key, "true", where=where)
+        elif key in PICKS or key in self.own or (declared is not None and not declared.is_flag):
+            self.arguments.problems.append(Problem(where, "needs a value", key=key, fix=f"write --{key} VALUE"))
+        else:
+            self.arguments.overrides.append(Override(key, True, where))
 
-def _takes(key: str, following: str | None) -> bool:
-    """Whether `--key` takes the next word as its value."""
-    if following is None:
-        return False
-    declared = catalogue().get(key)
-    if declared is not None and declared.is_flag:
-        return following.lower() in BOOLEANS
-    return not following.startswith("--") and (declared is not None or key in PICKS or not _PAIR.match(following))
+    def _meant(self, key: str) -> str | None:
+        """The own argument that an unknown key most likely stands for; options are answered by the loader."""
+        if key in catalogue() or not self.own:
+            return None
+        meant = did_you_mean(key, (*self.own, *self.flags, *catalogue()))
+        return meant if meant in self.own | self.flags else None
 
-
-def _store(key: str, value: str, arguments: Arguments, *, where: str) -> None:
-    if key == "config":
-        arguments.config = Path(value).expanduser()
-    elif key in PICKS:
-        setattr(arguments, key, value)
-    else:
-        arguments.overrides.append(Override(key, value, where))
-
-
-def _store_alone(key: str, arguments: Arguments, *, where: str) -> None:
-    declared = catalogue().get(key)
-    if key in PICKS or (declared is not None and not declared.is_flag):
-        arguments.problems.append(Problem(where, "needs a value", key=key, fix=f"write --{key} VALUE"))
-    else:
-        arguments.overrides.append(Override(key, True, where))
-
-
-def _stray(word: str, where: str) -> Problem:
-    key = plain_key(word)
-    if key in catalogue() or key in PICKS:
-        return Problem(where, f'"{word}" stands alone', fix=f"write {key}=VALUE")
-    meant = did_you_mean(key, (*catalogue(), *PICKS))
-    hint = f"did you mean {meant}=VALUE?" if meant else "write key=value or --key value"
-    return Problem(where, f'"{word}" is no argument', fix=hint)
+    def _stray(self, word: str, where: str) -> Problem:
+        key = plain_key(word)
+        names = (*self.own, *self.flags, *catalogue(), *PICKS)
+        if key in names:
+            return Problem(where, f'"{word}" stands alone', fix=f"write {key}=VALUE")
+        meant = did_you_mean(key, names)
+        hint = f"did you mean {meant}=VALUE?" if meant else "write key=value or --key value"
+        return Problem(where, f'"{word}" is no argument', fix=hint)

@@ -1,7 +1,8 @@
-"""Options as text for a terminal: the long form of `options`, the short one of `train --help`. Imports options."""
+"""Options as text for a terminal: the long form of `options`, the short one of `train --help` and `sample --help`."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -15,6 +16,28 @@ TRAIN_USAGE = """usage: simpletuner train [env=NAME | example=NAME | --config FI
 Without env, example or --config, config/config.json is read; env=NAME reads config/NAME/config.json.
 Every option below is a key of that file and an argument: learning_rate=1e-5, --learning_rate 1e-5, --use_ema.
 `simpletuner options WORD` tells more about each; docs/OPTIONS.md has them all. * marks what is still to come."""
+SAMPLE_USAGE = """usage: simpletuner sample [env=NAME | example=NAME | --config FILE] [prompt="..." ...]
+                          [adapter=FILE ...] [key=value | --key value ...]
+
+Renders prompts to mp4 files with contact sheets. The configuration is found as `train` finds it, but need not be there
+(--config none reads none), and no datasets are needed. The weights are the newest that its output_dir holds: the final
+ones, or those of the newest whole checkpoint. Of Wan 2.2 A14B both experts render, changing at the boundary.
+
+  prompt="..."          a prompt; may be given several times. Without one: validation_prompt and user_prompt_library
+  prompts=FILE          one prompt a line, or a JSON object {"name": "prompt"}
+  seed=1,2,3            each prompt once with each seed; without it validation_seed
+  adapter=FILE          a LoRA file, or a folder (a checkpoint) with some, instead; may be given several times. The file
+                        tells its expert by its metadata or its name (..._high_noise); "none" is the base model
+  adapter_high=FILE     a LoRA for the high-noise expert; adapter_low=FILE for the other
+  adapter_scale=0.8     the strength of the LoRAs
+  output=FOLDER         where the files go: output_dir/samples, or ./samples; nothing is overwritten
+  --json                one JSON document on standard output
+
+These options count, of the configuration and as arguments:"""
+SAMPLE_KEYS = re.compile(
+    r"output_dir$|mixed_precision|vae_dtype|model_flavour|model_type|pretrained_|revision|variant|base_model_default_dtype|timestep_boundary"
+    r"|validation_(prompt|negative|resolution|num_|guidance$|shift|seed|noise)|user_prompt_library"
+)
 NAME_WIDTH = 46
 
 
@@ -42,6 +65,13 @@ def train_help() -> str:
         lines.append(f"\n{title}")
         lines += [_short(record, width) for record in records if record["group"] == name]
     return "\n".join(lines)
+
+
+def sample_help() -> str:
+    """The usage of `sample`, then one line for each option that it reads."""
+    width = _width()
+    wanted = (record for record in option_records() if SAMPLE_KEYS.match(record["key"]))
+    return "\n".join([SAMPLE_USAGE, *(_short(record, width) for record in wanted)])
 
 
 def _short(record: Mapping[str, Any], width: int) -> str:

@@ -1,9 +1,10 @@
 """Puts an example under one folder, once: drawn clips, the miniature's `model/`, and a marker that says what made them.
 
-Imports `clips`. The model comes with the package; the clips teach it what was held back from it. All is made in a temporary folder beside the target and renamed as a whole, so that
-a kill at any moment leaves either nothing or all. A lock beside it makes a second process wait instead of doing the
-work twice. The marker holds a digest of the generator's source: when that changed, the folder is made anew (its caches
-go with it; they belong to the old model). A folder that this code did not make is never touched.
+Imports `clips`. The model comes with the package; the clips teach it what was held back from it. All is made in a
+temporary folder beside the target and renamed as a whole, so that a kill at any moment leaves either nothing or all. A
+lock beside it makes a second process wait instead of doing the work twice. The marker holds a digest of what makes the
+example: when that changed, the folder is made anew (its caches go with it; they belong to the old model). A folder that
+this code did not make is never touched.
 """
 
 from __future__ import annotations

@@ -70,13 +70,19 @@ def check_options(
     config: str,
     paths: Paths,
     findings: Findings,
+    training: bool = True,
 ) -> None:
-    """Every check that needs more than one key or the disk."""
+    """Every check that needs more than one key or the disk; without `training` those that rendering needs."""
     where = {key: given.where for key, given in found.items()}
+    _check_files(options, found, paths, findings, training=training)
+    if not training:
+        return
     _check_length(options, where, config, findings)
     _check_timesteps(options, where, config, flavour, findings)
     _check_memory(options, where, config, findings)
-    _check_files(options, found, paths, findings)
+    if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.stage is None:
+        key = "wan_validation_load_other_stage"
+        findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} has one transformer")
     if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
         findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
 
@@ -146,13 +152,15 @@ def _check_memory(options: Options, where: Mapping[str, str], config: str, findi
         )
 
 
-def _check_files(options: Options, found: Mapping[str, Given], paths: Paths, findings: Findings) -> None:
+def _check_files(
+    options: Options, found: Mapping[str, Given], paths: Paths, findings: Findings, *, training: bool
+) -> None:
     adapter = options.adapter
     needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
-    if options.model.model_type == "lora":
+    if training and options.model.model_type == "lora":
         needed["init_lora"] = adapter.init_lora
         needed["lycoris_config"] = adapter.lycoris_config if adapter.lora_type == "lycoris" else None
-    if options.reporting.webhook_config is not None and isinstance(options.reporting.webhook_config, Path):
+    if training and isinstance(options.reporting.webhook_config, Path):
         needed["webhook_config"] = options.reporting.webhook_config
     for key, path in needed.items():
         if path is not None:

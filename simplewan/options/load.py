@@ -52,12 +52,15 @@ def load(
     base: Path | None = None,
     placeholders: Mapping[str, str] | None = None,
     unprepared: Collection[str] = (),
+    training: bool = True,
 ) -> Loaded:
     """Read everything; defaults < JSON < environment < command line.
 
     Paths count from the working directory, or from `base` when one is given; the dataset file and the prompt library
     are looked for beside the configuration file too. `placeholders` maps names to what `{name}` stands for; below those
-    in `unprepared` no file is looked for yet. Raises UserError with every problem of every file.
+    in `unprepared` no file is looked for yet. `training` False is for commands that only render: the dataset file is
+    not looked for, `datasets` is empty, and what only training needs is not checked. Raises UserError with every
+    problem of every file.
     """
     findings = Findings()
     paths = Paths(base=base, beside=config_file.parent if config_file else None, unprepared=unprepared)
@@ -68,10 +71,13 @@ def load(
     options = _validate(found, expand, findings)
     if config is None:
         raise UserError(*findings.problems)
-    entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
+    entries: list[Entry] = []
+    data_file = options.data.data_backend_config
+    if training:
+        entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
-    check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings)
+    check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))
     replaced = settle(options.flat(), found, catalogue(), findings=findings)
@@ -79,7 +85,7 @@ def load(
     final = _finish(options, replaced, paths)
     return Loaded(
         options=final,
-        datasets=complete(entries, options, paths=paths),
+        datasets=complete(entries, options, paths=paths) if training else (),
         flavour=flavour,
         prompts=prompts,
         resolved=resolved,

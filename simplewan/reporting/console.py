@@ -23,6 +23,7 @@ from simplewan.events import (
     Notice,
     Progress,
     RunSummary,
+    SampleRendered,
     Stage,
     ValidationRendered,
 )
@@ -128,4 +129,7 @@ def _sentence(event: Event) -> str | None:
     if isinstance(event, ValidationRendered):
         note = f" ({event.note})" if event.note else ""
         return f"step {event.step}: rendered {event.video}{note}, {event.seconds:.1f} s"
+    if isinstance(event, SampleRendered):
+        note = f" ({event.note})" if event.note else ""
+        return f"rendered {event.video}{note}, {event.seconds:.1f} s"
     return None

@@ -7,7 +7,7 @@ renderer can use them as they are. Sizes the model cannot make are rounded down,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simplewan.errors import Problem, UserError
@@ -55,6 +55,11 @@ def collect_prompts(
     pairs.extend(user_library.items())
     if use_built_in_library:
         pairs.extend(BUILT_IN_LIBRARY.items())
+    return unique_prompts(pairs)
+
+
+def unique_prompts(pairs: Iterable[tuple[str, str]]) -> tuple[Prompt, ...]:
+    """(name, text) pairs as prompts whose names are safe, and of each name one."""
     prompts: dict[str, Prompt] = {}
     for raw_name, text in pairs:
         stem = safe_name(raw_name)

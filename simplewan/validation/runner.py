@@ -1,4 +1,4 @@
-"""Renders the validation clips of a step and announces them.
+"""Renders clips and announces them: those of a validation's step, and those that `sample` is asked for.
 
 Imports this room, `data.media`, events and flavours; the network, the VAE and the embeddings come in as functions, so
 that this file knows neither adapters nor offload. All clips of a validation use the same seed: the clips of two steps
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,19 +53,24 @@ class RenderSettings:
 
 
 @dataclass(frozen=True)
-class _Clip:
+class Clip:
+    """One clip to render and its two files. `seed` draws its first noise; `caption` stands below the contact sheet."""
+
     prompt: Prompt
     size: tuple[int, int]
+    seed: int
     video: Path
     sheet: Path
+    caption: str
 
 
-class Validator:
-    """Renders every prompt at every size.
+class Renderer:
+    """Renders clips one after the other.
 
     `open_predict()` makes the network ready (eval mode, adapters on) for the time of a `with` block. `embeds(text)` is
     the text embedding (1, L, D) of a prompt, encoded beforehand; `decode` turns latents (1, C, F, H, W) into pixels
-    (1, 3, F, H, W) in -1..1. `check` raises Interrupted when the run is to stop.
+    (1, 3, F, H, W) in -1..1. `check` raises Interrupted when the run is to stop. `key` names the work in events, and
+    `otherwise` says in the announcement of a failure what happens then.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class Validator:
         emit: Emit,
         check: Callable[[], None] = lambda: None,
         device: torch.device | str = "cpu",
+        key: str = STAGE,
+        otherwise: str = "training goes on",
     ) -> None:
         self._settings = settings
         self._open_predict = open_predict
@@ -86,6 +93,82 @@ class Validator:
         self._emit = emit
         self._check = check
         self._device = torch.device(device)
+        self._key, self._otherwise = key, otherwise
+
+    def run(self, clips: Sequence[Clip], *, label: str, where: str, rendered: Callable[[Clip, float], None]) -> int:
+        """Renders `clips` and returns how many failed: each is announced, and the others go on.
+
+        `rendered(clip, seconds)` is called when the files of a clip are written.
+        """
+        self._emit(Stage(self._key, label))
+        try:
+            with self._open_predict() as predict:
+                failed = 0
+                for index, clip in enumerate(clips):
+                    began = time.monotonic()
+                    if self._attempt(predict, clip, (index, len(clips)), where):
+                        rendered(clip, time.monotonic() - began)
+                    else:
+                        failed += 1
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001  validation must never cost a run its training
+            failed = len(clips)
+            self._report(error, where=where)
+        status = "failed" if failed else "completed"
+        self._emit(Stage(self._key, label, status, f"{failed} of {len(clips)} clips failed" if failed else None))
+        return failed
+
+    def _attempt(self, predict: Predict, clip: Clip, place: tuple[int, int], where: str) -> bool:
+        """Renders one clip, number `place[0]` (from 0) of `place[1]`; False when that failed."""
+        try:
+            frames = to_frames(self._decode(self._sample(predict, clip, place)))
+            write_mp4(clip.video, frames, self._settings.fps or self._settings.flavour.fps)
+            save_png(contact_sheet(frames, caption=clip.caption), clip.sheet)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001  one clip that fails must not cost the others, nor the run
+            self._report(error, where=f"{where}, prompt {clip.prompt.name!r}")
+            return False
+        return True
+
+    def _sample(self, predict: Predict, clip: Clip, place: tuple[int, int]) -> Tensor:
+        settings = self._settings
+        done, total = (count * settings.num_steps for count in place)
+
+        def advance(index: int, _timestep: float, _latents: Tensor, _x0: Tensor) -> None:
+            self._emit(Progress(self._key, clip.video.stem, done + index + 1, total, "steps"))
+
+        negative = (
+            self._embeds(settings.negative_prompt).to(self._device) if needs_negative(settings.guidance) else None
+        )
+        shape = latent_shape(clip.size, settings.num_frames, flavour=settings.flavour)
+        return sample(
+            predict,
+            make_scheduler(settings.scheduler, settings.shift),
+            initial_noise(shape, seed=clip.seed).to(self._device),
+            self._embeds(clip.prompt.text).to(self._device),
+            negative,
+            num_steps=settings.num_steps,
+            guidance=settings.guidance,
+            boundary=settings.boundary,
+            callback=advance,
+            check=self._check,
+        )
+
+    def _report(self, error: Exception, *, where: str) -> None:
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(origin.filename).name}:{origin.lineno}"
+        self._emit(ErrorHappened(f"{type(error).__name__}: {error} ({place}); {self._otherwise}", where))
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+
+
+class Validator:
+    """Renders every prompt at every size into validation/step-N/. `note` is what is said of all clips."""
+
+    def __init__(self, settings: RenderSettings, renderer: Renderer, *, emit: Emit, note: str | None = None) -> None:
+        self._settings, self._renderer, self._emit, self._note = settings, renderer, emit, note
 
     def missing(self, step: int, *, announced: Collection[str] | None = None) -> frozenset[str]:
         """The clips of `step` that lack a file; each file was written whole or not at all.
@@ -100,94 +183,44 @@ class Validator:
             or (announced is not None and clip.video.stem not in announced)
         )
 
-    def run(self, step: int, *, note: str | None = None, only: Collection[str] | None = None) -> None:
-        """Renders the clips of `step` into validation/step-N/. What fails is announced, and the others go on.
+    def run(self, step: int, *, only: Collection[str] | None = None) -> None:
+        """Renders the clips of `step`, or those that `only` names. What fails is announced, and the others go on."""
 
-        `only`, when given, names the clips to render.
-        """
+        def rendered(clip: Clip, seconds: float) -> None:
+            self._emit(
+                ValidationRendered(
+                    step=step,
+                    name=clip.video.stem,
+                    prompt=clip.prompt.text,
+                    video=str(clip.video),
+                    sheet=str(clip.sheet),
+                    seconds=seconds,
+                    note=self._note,
+                )
+            )
+
         clips = [clip for clip in self._clips(step) if only is None or clip.video.stem in only]
         label = f"Validation of step {step}"
-        self._emit(Stage(STAGE, label))
-        try:
-            with self._open_predict() as predict:
-                failed = sum(not self._attempt(predict, clip, step, note, clips) for clip in clips)
-        except Interrupted:
-            raise
-        except Exception as error:  # noqa: BLE001  validation must never cost a run its training
-            failed = len(clips)
-            self._report(error, where=f"validation of step {step}")
-        status = "failed" if failed else "completed"
-        self._emit(Stage(STAGE, label, status, f"{failed} of {len(clips)} clips failed" if failed else None))
+        self._renderer.run(clips, label=label, where=f"validation of step {step}", rendered=rendered)
 
-    def _attempt(self, predict: Predict, clip: _Clip, step: int, note: str | None, clips: list[_Clip]) -> bool:
-        """Renders one clip; False when that failed."""
-        try:
-            self._render(predict, clip, step, note, clips)
-        except Interrupted:
-            raise
-        except Exception as error:  # noqa: BLE001  one clip that fails must not cost the others, nor the run
-            self._report(error, where=f"validation of step {step}, prompt {clip.prompt.name!r}")
-            return False
-        return True
-
-    def _render(self, predict: Predict, clip: _Clip, step: int, note: str | None, clips: list[_Clip]) -> None:
-        began = time.monotonic()
-        settings = self._settings
-        latents = self._sample(predict, clip, done=clips.index(clip) * settings.num_steps, clips=len(clips))
-        frames = to_frames(self._decode(latents))
-        caption = f"step {step}, {clip.prompt.name}: {clip.prompt.text}"
-        write_mp4(clip.video, frames, settings.fps or settings.flavour.fps)
-        save_png(contact_sheet(frames, caption=f"{caption} ({note})" if note else caption), clip.sheet)
-        self._emit(
-            ValidationRendered(
-                step=step,
-                name=clip.video.stem,
-                prompt=clip.prompt.text,
-                video=str(clip.video),
-                sheet=str(clip.sheet),
-                seconds=time.monotonic() - began,
-                note=note,
-            )
-        )
-
-    def _sample(self, predict: Predict, clip: _Clip, *, done: int, clips: int) -> Tensor:
-        settings = self._settings
-        total = clips * settings.num_steps
-
-        def advance(index: int, _timestep: float, _latents: Tensor, _x0: Tensor) -> None:
-            self._emit(Progress(STAGE, clip.prompt.name, done + index + 1, total, "steps"))
-
-        negative = (
-            self._embeds(settings.negative_prompt).to(self._device) if needs_negative(settings.guidance) else None
-        )
-        shape = latent_shape(clip.size, settings.num_frames, flavour=settings.flavour)
-        return sample(
-            predict,
-            make_scheduler(settings.scheduler, settings.shift),
-            initial_noise(shape, seed=settings.seed).to(self._device),
-            self._embeds(clip.prompt.text).to(self._device),
-            negative,
-            num_steps=settings.num_steps,
-            guidance=settings.guidance,
-            boundary=settings.boundary,
-            callback=advance,
-            check=self._check,
-        )
-
-    def _clips(self, step: int) -> Iterator[_Clip]:
+    def _clips(self, step: int) -> Iterator[Clip]:
         settings = self._settings
         folder = settings.folder / f"step-{step}"
         for prompt in settings.prompts:
-            for width, height in settings.sizes:
-                name = prompt.name if len(settings.sizes) == 1 else f"{prompt.name}_{width}x{height}"
-                yield _Clip(prompt, (width, height), folder / f"{name}.mp4", folder / f"{name}.png")
+            caption = noted(f"step {step}, {prompt.name}: {prompt.text}", self._note)
+            for size in settings.sizes:
+                name = sized_name(prompt.name, size, settings.sizes)
+                yield Clip(prompt, size, settings.seed, folder / f"{name}.mp4", folder / f"{name}.png", caption)
 
-    def _report(self, error: Exception, *, where: str) -> None:
-        origin = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(origin.filename).name}:{origin.lineno}"
-        self._emit(ErrorHappened(f"{type(error).__name__}: {error} ({place}); training goes on", where))
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
+
+def noted(caption: str, note: str | None) -> str:
+    """A caption with its note behind it."""
+    return f"{caption} ({note})" if note else caption
+
+
+def sized_name(name: str, size: tuple[int, int], sizes: Collection[tuple[int, int]]) -> str:
+    """The name of a prompt's clip: with its size where there are several."""
+    return name if len(sizes) == 1 else f"{name}_{size[0]}x{size[1]}"
 
 
 def to_frames(pixels_BCFHW: Tensor) -> np.ndarray:

@@ -32,6 +32,7 @@ __all__ = [
     "load_text_encoder",
     "load_transformer",
     "load_vae",
+    "locate_transformer",
     "resolve_folder",
     "size_remark",
     "text_encoder_fingerprint",
@@ -44,10 +45,15 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
     from diffusers import WanTransformer3DModel
 
     place = source(model, flavour, EXPERT_SUBFOLDER[expert])
-    path = _checked(place, flavour)
+    path = locate_transformer(model, flavour, expert)
     if path.is_file():
         return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
     return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+
+
+def locate_transformer(model: ModelSource, flavour: Flavour, expert: str) -> Path:
+    """Where the transformer of `expert` lies on this machine, downloaded if need be and looked at. Raises UserError."""
+    return _checked(source(model, flavour, EXPERT_SUBFOLDER[expert]), flavour)
 
 
 def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour, other_stage
 
 WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -152,24 +152,57 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def check_files(model: ModelSource, flavour: Flavour) -> None:
-    """Look at every part that training `flavour` needs, as far as it is local, and whether the others can be had.
+def check_files(
+    model: ModelSource, flavour: Flavour, *, experts: Sequence[str] | None = None, with_other_stage: bool = False
+) -> None:
+    """Look at every part that is needed, as far as it is local, and whether the others can be had.
 
-    Raises UserError with all problems.
+    Needed are the transformers of `experts`, by default those that `flavour` trains, the VAE and the text encoder; and
+    the other stage's transformer when validation renders with it. Raises UserError with all problems.
     """
-    problems: list[Problem] = []
-    for part in (*(EXPERT_SUBFOLDER[expert] for expert in flavour.trained_experts), "vae", "text_encoder", "tokenizer"):
-        try:
-            place = source(model, flavour, part)
-            if place.is_local:
-                problems += check_part(part_folder(place), place, flavour)
-            else:  # a few kilobytes: whether the repository can be had at all
-                resolve_folder(place.name, ["model_index.json"], key=place.key, revision=place.revision)
-        except UserError as error:
-            problems += error.problems
+    wanted = flavour.trained_experts if experts is None else experts
+    problems = [
+        problem
+        for part in (*(EXPERT_SUBFOLDER[expert] for expert in wanted), "vae", "text_encoder", "tokenizer")
+        for problem in _problems_of(model, flavour, part)
+    ]
+    other = other_stage(flavour)
+    if with_other_stage and other is not None:
+        for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
+            fix = "give the model that part, or set wan_validation_load_other_stage, which needs it, to false"
+            problems.append(replace(problem, fix=fix))
     unique = list({str(problem): problem for problem in problems}.values())
     if unique:
         raise UserError(*unique)
+
+
+def _problems_of(model: ModelSource, flavour: Flavour, part: str) -> Sequence[Problem]:
+    try:
+        place = source(model, flavour, part)
+        if place.is_local:
+            return check_part(part_folder(place), place, flavour)
+        # a few kilobytes: whether the repository can be had at all
+        resolve_folder(place.name, ["model_index.json"], key=place.key, revision=place.revision)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def present_experts(model: ModelSource, flavour: Flavour) -> tuple[str, ...]:
+    """The experts whose transformers the model has: what is local is looked for, a repository is taken to have all.
+
+    Where none is there, those that `flavour` trains, so that `check_files` says what is missing.
+    """
+    experts = (HIGH, LOW) if flavour.boundary is not None else flavour.trained_experts
+    present = tuple(expert for expert in experts if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert])))
+    return present or flavour.trained_experts
+
+
+def _is_present(place: Source) -> bool:
+    path = Path(place.name).expanduser()
+    return (
+        not place.is_local or (path if path.is_file() or place.subfolder is None else path / place.subfolder).exists()
+    )
 
 
 def check_part(folder: Path, place: Source, flavour: Flavour) -> list[Problem]:

@@ -84,9 +84,9 @@ class ValidationOptions(Group):
     )
     wan_validation_load_other_stage: bool = option(
         False,
-        later="rendering with both experts",
         restart_safe=True,
-        help="Load the expert that is not trained too, and render with both.",
+        help="Wan 2.2 A14B: load the base of the expert that is not trained too, and render with both, changing at the "
+        "boundary. Otherwise the trained expert renders all steps.",
     )
     eval_steps_interval: int = option(
         0, minimum=0, unit="steps", restart_safe=True, help="Measure the loss on fixed samples this often; 0 is off."
@@ -108,3 +108,8 @@ class ValidationOptions(Group):
         restart_safe=True,
         help="Dataset the loss is measured on; none takes training samples.",
     )
+
+    @property
+    def loads_other_stage(self) -> bool:
+        """Whether the expert that is not trained is needed."""
+        return self.wan_validation_load_other_stage and not self.validation_disable

@@ -1,0 +1,254 @@
+"""`simpletuner sample`: clips of prompts, by the base model or with what was trained, without any data set.
+
+In order: which weights, which experts; the prompts encoded, the text encoder dropped; the experts loaded; then clip
+after clip, each written as soon as it is rendered, so that an interrupt loses one clip at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simplewan.app.context import Context
+from simplewan.app.device import make_accelerator
+from simplewan.app.rendering import Decoder, Turns, encode_texts, expert_note, render_settings
+from simplewan.app.validating import collect
+from simplewan.app.weights import Weights, assign_loras, experts_of, find_trained, load_weighted
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
+from simplewan.events import Emitter, ErrorHappened, SampleRendered
+from simplewan.flavours import EXPERT_SUBFOLDER
+from simplewan.models.wan.sources import present_experts
+from simplewan.options import Loaded
+from simplewan.reporting.console import Console
+from simplewan.reporting.quiet import quiet_loading_bars
+from simplewan.training.signals import SignalWatch
+from simplewan.validation.prompts import Prompt, safe_name, unique_prompts
+from simplewan.validation.runner import Clip, Renderer, RenderSettings, noted, sized_name
+from simplewan.validation.sampling import experts_used, make_scheduler
+
+KEY = "sample"
+NAME_WORDS, NAME_LENGTH = 8, 48
+OUT_OF_MEMORY = "the GPU has too little memory: smaller clips (validation_resolution, validation_num_video_frames) help"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for besides the options.
+
+    `prompts` are (name or None, text); none takes the configuration's. `seeds` empty takes validation_seed. `run` is
+    the folder whose trained weights are used; None, or `adapters` that are not None, use none of them. `adapters` are
+    LoRA files under "adapter", "adapter_high" and "adapter_low", and act times `adapter_scale`.
+    """
+
+    output: Path
+    prompts: Sequence[tuple[str | None, str]] = ()
+    seeds: Sequence[int] = ()
+    run: Path | None = None
+    adapters: Mapping[str, Sequence[Path]] | None = None
+    adapter_scale: float = 1.0
+
+
+@dataclass
+class Outcome:
+    """How it ended, and a record of each clip that was rendered, for people's programs."""
+
+    exit_code: int = EXIT_DONE
+    clips: list[dict[str, Any]] = field(default_factory=list)
+
+
+def sample(loaded: Loaded, request: Request) -> Outcome:
+    """Render what is asked for. Raises UserError for a mistake that only the files could show."""
+    quiet_loading_bars()
+    console, emit, outcome = Console(), Emitter(), Outcome()
+    emit.add(console)
+    with SignalWatch() as signals:
+        try:
+            for notice in loaded.notices:
+                if notice.severity != "info":  # the others concern training, and were said then
+                    emit(notice)
+            context = Context(loaded, request.output, emit, signals, make_accelerator(loaded.options, emit))
+            failed = _sample(context, request, outcome.clips)
+            outcome.exit_code = EXIT_FAILURE if failed else EXIT_DONE
+        except Interrupted as stop:
+            outcome.exit_code = stop.exit_code
+        except torch.OutOfMemoryError:
+            emit(ErrorHappened(OUT_OF_MEMORY, where="sample", fatal=True))
+            outcome.exit_code = EXIT_FAILURE
+        finally:
+            console.close()
+    return outcome
+
+
+def _sample(context: Context, request: Request, records: list[dict[str, Any]]) -> int:
+    """Renders; returns how many clips failed. A record of each is put into `records` when it is written."""
+    prompts = wanted_prompts(context, request)
+    weights = wanted_weights(context, request)
+    experts = acting_experts(context, weights)
+    settings = render_settings(context, prompts, folder=request.output, experts=experts)
+    note = expert_note(context, settings)
+    clips = plan_clips(settings, request.seeds or (settings.seed,), note=note)
+    steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
+    _make_folder(request.output)
+    embeds = encode_texts(context, [*(prompt.text for prompt in prompts), settings.negative_prompt])
+    loads = {
+        name: partial(load_weighted, context, name, weights.get(name, Weights()), scale=request.adapter_scale)
+        for name in experts
+    }
+    turns = Turns(loads, device=context.device, text_tokens=context.flavour.text_tokens)
+    turns.load_all()
+    renderer = Renderer(
+        settings,
+        open_predict=turns.rendering,
+        embeds=embeds.__getitem__,
+        decode=Decoder(context),
+        emit=context.emit,
+        check=context.check,
+        device=context.device,
+        key=KEY,
+        otherwise="the others go on",
+    )
+
+    def rendered(clip: Clip, seconds: float) -> None:
+        event = SampleRendered(
+            name=clip.video.stem,
+            prompt=clip.prompt.text,
+            seed=clip.seed,
+            video=str(clip.video),
+            sheet=str(clip.sheet),
+            seconds=seconds,
+            note=note,
+        )
+        context.emit(event)
+        records.append(record_of(event, clip, settings, steps))
+
+    label = f"Rendering {len(clips)} clip{'' if len(clips) == 1 else 's'}"
+    return renderer.run(clips, label=label, where="sample", rendered=rendered)
+
+
+def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
+    """The prompts of the request, else those of the configuration. Raises UserError when there are none."""
+    if request.prompts:
+        return unique_prompts((name or short_name(text), text) for name, text in request.prompts)
+    prompts = collect(context, even_if_disabled=True)
+    if not prompts:
+        fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
+        raise UserError(Problem("command line", "there is nothing to render: no prompt was given", fix=fix))
+    return prompts
+
+
+def short_name(text: str) -> str:
+    """A file name from a prompt's first words."""
+    return safe_name(" ".join(text.split()[:NAME_WORDS]))[:NAME_LENGTH].rstrip("._-")
+
+
+def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
+    """What each expert gets: the LoRAs of the request, else what the run has trained; nothing where there is none."""
+    if request.adapters is not None:
+        return assign_loras(context.flavour, request.adapters)
+    if request.run is None:
+        return {}
+    full = context.options.model.model_type == "full"
+    found = find_trained(request.run, context.flavour, full=full, emit=context.emit)
+    if not found:
+        context.say(f"{request.run} holds no trained weights yet: this is the base model")
+    return found
+
+
+def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[str, ...]:
+    """The experts that are there, the first to act first. Raises UserError for a LoRA of one that is not."""
+    model, flavour = context.options.model, context.flavour
+    whole = {name for name, each in weights.items() if each.transformer is not None}
+    there = {*present_experts(model, flavour), *whole}
+    experts = tuple(name for name in experts_of(flavour) if name in there)
+    if missing := [name for name in weights if name not in there]:
+        place = model.pretrained_model_name_or_path or flavour.repository
+        raise UserError(
+            *(
+                Problem(str(place), f"has no {EXPERT_SUBFOLDER[name]}, to which {weights[name]} belongs")
+                for name in missing
+            )
+        )
+    return experts
+
+
+def plan_clips(settings: RenderSettings, seeds: Sequence[int], *, note: str | None) -> list[Clip]:
+    """Every prompt at every size and seed, each with files of its own: what is there already is not overwritten."""
+    taken: set[str] = set()
+    clips = []
+    for prompt in settings.prompts:
+        for size in settings.sizes:
+            for seed in seeds:
+                name = sized_name(prompt.name, size, settings.sizes)
+                name = free_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", taken)
+                taken.add(name.casefold())
+                caption = noted(f"{name}, seed {seed}: {prompt.text}", note)
+                video, sheet = (settings.folder / f"{name}.{ending}" for ending in ("mp4", "png"))
+                clips.append(Clip(prompt, size, seed, video, sheet, caption))
+    return clips
+
+
+def free_name(folder: Path, name: str, taken: set[str]) -> str:
+    """`name`, with a number behind it if files of that name are there or `taken` (lower case)."""
+    candidate, number = name, 1
+    while candidate.casefold() in taken or any((folder / f"{candidate}{end}").exists() for end in (".mp4", ".png")):
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def announce(
+    context: Context,
+    settings: RenderSettings,
+    experts: Sequence[str],
+    weights: Mapping[str, Weights],
+    *,
+    scale: float,
+) -> dict[str, int]:
+    """Say what renders; returns the steps of each expert that makes any."""
+    base = context.options.model.pretrained_model_name_or_path or context.flavour.repository
+    used = experts_used(
+        make_scheduler(settings.scheduler, settings.shift), num_steps=settings.num_steps, boundary=settings.boundary
+    )
+    single = settings.boundary is None
+    steps = {experts[0]: len(used)} if single else {name: Counter(used)[name] for name in experts if name in used}
+    for name in experts:
+        own = weights.get(name, Weights())
+        strength = f", strength {scale:g}" if own.loras and scale != 1 else ""
+        what = f"{own}{strength}" if str(own) else f"{EXPERT_SUBFOLDER[name]} of {base}, nothing added"
+        who = "transformer" if context.flavour.boundary is None else f"{name}-noise expert"
+        context.say(f"{who}, {steps.get(name, 0)} of {len(used)} steps: {what}")
+    if expert_note(context, settings) is not None:
+        context.say(f"single expert: {base} has only the {experts[0]}-noise one, which makes all steps", warning=True)
+    return steps
+
+
+def record_of(event: SampleRendered, clip: Clip, settings: RenderSettings, steps: Mapping[str, int]) -> dict[str, Any]:
+    """The JSON record of a clip. `experts` holds the steps of each, `boundary` the timestep at which they change."""
+    return {
+        "name": event.name,
+        "prompt": event.prompt,
+        "seed": event.seed,
+        "width": clip.size[0],
+        "height": clip.size[1],
+        "num_frames": settings.num_frames,
+        "video": event.video,
+        "sheet": event.sheet,
+        "seconds": round(event.seconds, 2),
+        "experts": dict(steps),
+        "boundary": None if settings.boundary is None else settings.boundary * 1000,
+        "note": event.note,
+    }
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be made: {error.strerror}"
+        raise UserError(Problem("command line", message, "output", str(folder), "name another folder")) from None

@@ -1,0 +1,175 @@
+"""`simpletuner sample`: find the configuration, read what is to be rendered with what, then render.
+
+Imports options; `app`, and torch with it, only when there is something to render. Standard output holds the names of
+the files, or one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.cli.listing import sample_help
+from simplewan.errors import EXIT_DONE, Problem, UserError
+from simplewan.options import Loaded
+from simplewan.options.catalogue import catalogue
+from simplewan.options.prompts import read_prompts
+from simplewan.options.sources import COMMAND_LINE, Expander, Findings
+from simplewan.reporting.quiet import settle_environment
+
+ADAPTERS = ("adapter", "adapter_high", "adapter_low")
+OWN = ("prompt", "prompts", "seed", *ADAPTERS, "adapter_scale", "output")
+FLAGS = ("json",)
+NONE = "none"
+GROUPS = ("model", "validation")  # what is to come elsewhere does not concern rendering
+
+
+def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
+    """Render; returns the exit code. Raises UserError with every mistake of arguments and files."""
+    arguments = parse(argv, environ=environ, own=OWN, flags=FLAGS)
+    if arguments.help:
+        print(sample_help())
+        return EXIT_DONE
+    prompts = _prompts(arguments, environ)
+    seeds, scale = _seeds(arguments), _scale(arguments)
+    adapters = _adapters(arguments)
+    as_json = _flag(arguments, "json")
+    config: Path | None = None
+    placeholders: dict[str, str] = {}
+    if arguments.config != Path(NONE):
+        config, placeholders = find_configuration(arguments, environ, needed=False)
+    loaded = load_configuration(
+        arguments, config, environ, placeholders, unprepared=tuple(placeholders), training=False
+    )
+    later = [problem for problem in loaded.later if _concerns(problem)]
+    if later:
+        return refuse(later, loaded.notices)
+    if not prompts and not _has_prompts(loaded):
+        fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
+        raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
+    from simplewan.models.wan.sources import check_files, present_experts
+
+    if arguments.example is None:  # the model of an example may have to be made first
+        model = loaded.options.model
+        check_files(model, loaded.flavour, experts=present_experts(model, loaded.flavour))
+    settle_environment(os.environ)
+    print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
+    example = arguments.example or arguments.env
+    if placeholders and example is not None:
+        from simplewan.app.examples import prepare
+
+        prepare(example, Path(placeholders[PLACEHOLDER]))
+        loaded = load_configuration(arguments, config, environ, placeholders, training=False)
+    from simplewan.app import Request, sample
+
+    # Without a configuration, an output_dir that nobody named says nothing of what was trained.
+    trained = loaded.options.run.output_dir if config is not None or "output_dir" in loaded.resolved else None
+    output = arguments.own.get("output", [str((trained or Path()) / "samples")])[-1]
+    request = Request(
+        output=Path(output).expanduser(),
+        prompts=prompts,
+        seeds=seeds,
+        run=trained,
+        adapters=adapters,
+        adapter_scale=scale,
+    )
+    outcome = sample(loaded, request)
+    if as_json:
+        print(json.dumps(outcome.clips, indent=2, ensure_ascii=False))
+    else:
+        for clip in outcome.clips:
+            print(clip["video"], clip["sheet"], sep="\n")
+    return outcome.exit_code
+
+
+def _concerns(problem: Problem) -> bool:
+    """Whether what is to come would change what is rendered."""
+    declared = catalogue().get(problem.key or "")
+    return declared is not None and declared.group in GROUPS
+
+
+def _has_prompts(loaded: Loaded) -> bool:
+    options = loaded.options.validation
+    return bool(options.validation_prompt or loaded.prompts or options.validation_prompt_library)
+
+
+def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str | None, str]]:
+    """(name or None, text) of every prompt= and of the lines or names of every prompts=FILE."""
+    prompts: list[tuple[str | None, str]] = []
+    for text in arguments.own.get("prompt", []):
+        if text.strip():
+            prompts.append((None, text.strip()))
+        else:
+            arguments.problems.append(Problem(COMMAND_LINE, "is empty", "prompt", fix="leave it out, or write one"))
+    for name in arguments.own.get("prompts", []):
+        path = Path(name).expanduser()
+        before = len(prompts), len(arguments.problems)
+        prompts += _read_file(path, arguments, environ)
+        if before == (len(prompts), len(arguments.problems)):
+            arguments.problems.append(Problem(COMMAND_LINE, "holds no prompt", "prompts", name))
+    return prompts
+
+
+def _read_file(path: Path, arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str | None, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        arguments.problems.append(Problem(COMMAND_LINE, f"cannot be read: {why}", "prompts", str(path)))
+        return []
+    if path.suffix.lower() == ".json" or text.lstrip().startswith("{"):
+        findings = Findings()
+        expand = Expander(environ=environ, placeholders={}, findings=findings)
+        named = read_prompts(path, expand=expand, findings=findings)
+        arguments.problems += findings.problems
+        return list(named.items())
+    return [(None, line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _seeds(arguments: Arguments) -> tuple[int, ...]:
+    words = [word.strip() for value in arguments.own.get("seed", []) for word in value.split(",")]
+    if not all(word.isdecimal() for word in words):
+        given = ",".join(words)
+        problem = Problem(
+            COMMAND_LINE, "is not a list of whole numbers", "seed", given, 'write "seed=1" or "seed=1,2,3"'
+        )
+        arguments.problems.append(problem)
+        return ()
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def _scale(arguments: Arguments) -> float:
+    value = arguments.own.get("adapter_scale", ["1"])[-1]
+    try:
+        scale = float(value)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", "adapter_scale", value))
+    return scale
+
+
+def _adapters(arguments: Arguments) -> dict[str, list[Path]] | None:
+    """The LoRA files by argument; {} for the bare base, None when the arguments say nothing of them."""
+    given = {key: arguments.own[key] for key in ADAPTERS if key in arguments.own}
+    if not given:
+        return None
+    files = {key: [value for value in values if value.lower() != NONE] for key, values in given.items()}
+    if any(files.values()) and files != given:
+        fix = "name the files, or none"
+        arguments.problems.append(Problem(COMMAND_LINE, "cannot stand beside a file", "adapter", NONE, fix))
+    for key, values in files.items():
+        for value in values:
+            if not Path(value).expanduser().exists():
+                arguments.problems.append(Problem(COMMAND_LINE, "is not there", key, value))
+    return {key: [Path(value).expanduser() for value in values] for key, values in files.items()}
+
+
+def _flag(arguments: Arguments, key: str) -> bool:
+    return arguments.own.get(key, ["false"])[-1].lower() in ("true", "1", "yes", "on", "t", "y")

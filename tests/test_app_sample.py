@@ -1,0 +1,388 @@
+"""`simpletuner sample` through the real parser, on a tiny model of two experts; the oracle is WanPipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import WanPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import save_tiny_model, tiny_transformer
+
+from simplewan.app import rendering
+from simplewan.cli import main
+from simplewan.flavours import find_flavour
+from simplewan.mini.clips import write_dataset
+from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora
+from simplewan.models.export import lora_metadata, save_lora
+from simplewan.options.groups.adapter import AdapterOptions
+from simplewan.validation.sampling import initial_noise
+
+PROMPT = "a red circle moves left"
+NEGATIVE = "static, blurry, low quality, watermark, text"
+SIZE = ("validation_resolution=48x32", "validation_num_video_frames=5", "validation_num_inference_steps=6")
+HIGH_FILE, LOW_FILE = (f"pytorch_lora_weights_{expert}_noise.safetensors" for expert in ("high", "low"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("sample") / "model", two_experts=True)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working folder, and an accelerator of one's own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ENV", "TRAINER_EXTRA_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def sample(model: Path, *words: str) -> int:
+    """The command with the tiny model and a tiny clip, unless `words` say otherwise."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    place = (f"pretrained_model_name_or_path={model}", "mixed_precision=no", "vae_dtype=fp32")
+    given = {word.split("=")[0] for word in words}
+    usual = ("model_flavour=t2v-mini-low", *place, *SIZE)
+    return main(["sample", *(word for word in usual if word.split("=")[0] not in given), *words])
+
+
+@pytest.fixture
+def latents(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What goes into the VAE, clip by clip."""
+    seen: list[torch.Tensor] = []
+    decode = rendering.decode
+    monkeypatch.setattr(rendering, "decode", lambda vae, each: (seen.append(each), decode(vae, each))[1])
+    return seen
+
+
+def write_lora(path: Path, expert: str, *, seed: int, layers: int = 2, rank: int = 4, tells: bool = True) -> Path:
+    """A LoRA with an effect, made for a tiny transformer; without `tells` nothing in it names the expert."""
+    transformer = tiny_transformer(layers=layers)
+    add_lora(transformer, AdapterOptions(lora_rank=rank), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter_parameters(transformer).values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    flavour = find_flavour(f"t2v-mini-{expert}")
+    metadata = lora_metadata(flavour, expert, rank=rank, alpha=rank, base_model="x", shift=None) if tells else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_lora(path, adapter_state(transformer), scale=1.0, metadata=metadata, transformer=transformer)
+    return path
+
+
+def by_diffusers(model: Path, *, loras: dict[str, tuple[Path, float]], seed: int = 42) -> torch.Tensor:
+    """The latents of the same clip by WanPipeline, guidance 2 below the boundary and 4 above."""
+    pipeline = WanPipeline.from_pretrained(model)  # its scheduler has shift 3
+    pipeline.set_progress_bar_config(disable=True)
+    for expert, (file, scale) in loras.items():
+        pipeline.load_lora_weights(
+            file.parent, weight_name=file.name, adapter_name="a", load_into_transformer_2=expert == "low"
+        )
+        (pipeline.transformer_2 if expert == "low" else pipeline.transformer).set_adapters("a", scale)
+    return pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        width=48,
+        height=32,
+        num_frames=5,
+        num_inference_steps=6,
+        guidance_scale=4.0,
+        guidance_scale_2=2.0,
+        latents=initial_noise((1, 16, 2, 4, 6), seed=seed),
+        output_type="latent",
+    ).frames
+
+
+@pytest.mark.parametrize(
+    ("experts", "scale"), [((), 1.0), (("high",), 1.0), (("low",), 0.5), (("high", "low"), 1.0)], ids=str
+)
+def test_it_renders_what_diffusers_renders(
+    experts: tuple[str, ...], scale: float, model: Path, tmp_path: Path, latents: list[torch.Tensor]
+) -> None:
+    """Six guided steps, three an expert; differences of float32 rounding stay below 1e-4 of latents around 1."""
+    loras = {expert: (write_lora(tmp_path / expert / "x.safetensors", expert, seed=3), scale) for expert in experts}
+    words = [f"adapter={file}" for file, _ in loras.values()] + [f"adapter_scale={scale}"]
+    assert sample(model, f"prompt={PROMPT}", "validation_guidance=[2, 4]", "validation_shift=3", *words) == 0
+    theirs = by_diffusers(model, loras=loras)
+    torch.testing.assert_close(latents[0], theirs, rtol=0, atol=1e-4)
+    if loras:  # each of them does change the clip
+        assert (by_diffusers(model, loras={}) - theirs).abs().max() > 1e-2
+
+
+def test_files_are_real_and_named_and_not_overwritten(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"prompt={PROMPT}", "--prompt", "a cat", "seed=1,2", "--output", "here", "--json")
+    assert sample(model, *words) == 0
+    records = json.loads(capfd.readouterr().out)
+    names = ["a_red_circle_moves_left_s1", "a_red_circle_moves_left_s2", "a_cat_s1", "a_cat_s2"]
+    assert [record["name"] for record in records] == names
+    assert [record["seed"] for record in records] == [1, 2, 1, 2]
+    assert {path.name for path in Path("here").iterdir()} == {
+        f"{name}.{end}" for name in names for end in ("mp4", "png")
+    }
+    for record in records:
+        with av.open(record["video"]) as container:
+            frames = list(container.decode(video=0))
+        assert (len(frames), frames[0].width, frames[0].height) == (5, 48, 32)
+        assert Image.open(record["sheet"]).width > 100
+        assert record["experts"] == {"high": 3, "low": 3} and record["boundary"] == 875 and record["note"] is None
+        assert record["seconds"] > 0
+    first = Path(records[0]["video"]).read_bytes()
+    assert Path(records[1]["video"]).read_bytes() != first
+    assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0
+    assert capfd.readouterr().out.split() == ["here/a_red_circle_moves_left.mp4", "here/a_red_circle_moves_left.png"]
+    assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0
+    assert "here/a_red_circle_moves_left_2.mp4" in capfd.readouterr().out
+    assert Path("here/a_red_circle_moves_left_2.mp4").read_bytes() == first  # alone or among others
+
+
+def test_prompts_come_from_files_and_from_the_configuration(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.txt").write_text("a cat\n\na dog\n")
+    (tmp_path / "named.json").write_text('{"mine": "a hiker"}')
+    words = ("validation_num_inference_steps=1", "--json")
+    assert sample(model, "prompts=lines.txt", "prompts=named.json", *words) == 0
+    assert [clip["prompt"] for clip in json.loads(capfd.readouterr().out)] == ["a cat", "a dog", "a hiker"]
+    # The configuration of a run: neither its datasets nor its length are looked at.
+    config = {
+        "data_backend_config": "gone.json",
+        "validation_prompt": "a cat",
+        "user_prompt_library": "named.json",
+        "validation_disable": True,
+        "use_ema": True,
+        "output_dir": "out",
+        "validation_seed": 7,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert sample(model, "--config", "config.json", *words) == 0
+    captured = capfd.readouterr()
+    clips = json.loads(captured.out)
+    assert [(clip["name"], clip["prompt"]) for clip in clips] == [("validation", "a cat"), ("mine", "a hiker")]
+    assert {clip["seed"] for clip in clips} == {7} and clips[0]["video"] == "out/samples/validation.mp4"
+    assert "out holds no trained weights yet" in captured.err
+
+
+def train(model: Path, folder: Path, *words: str) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    write_dataset(folder / "clips", seed=1, count=4)
+    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(folder / "clips"), "resolution": 64}
+    (folder / "data.json").write_text(json.dumps([{**entry, "video": {"num_frames": 9}}]))
+    config = {
+        "model_flavour": "t2v-mini-low",
+        "pretrained_model_name_or_path": str(model),
+        "data_backend_config": str(folder / "data.json"),
+        "cache_dir": str(folder / "cache"),
+        "output_dir": "out",
+        "mixed_precision": "no",
+        "vae_dtype": "fp32",
+        "lora_rank": 4,
+        "learning_rate": 1e-2,
+        "checkpoint_step_interval": 1,
+        "validation_prompt": PROMPT,
+        "validation_resolution": "48x32",
+        "validation_num_video_frames": 5,
+        "validation_num_inference_steps": 6,
+        "wan_validation_load_other_stage": True,
+        "disable_benchmark": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return main(["train", "--config", "config.json", *words])
+
+
+def rendered(model: Path, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[bytes, str]:
+    """The clip of the configuration's prompt, and what was said."""
+    capfd.readouterr()
+    assert sample(model, "--config", "config.json", *words) == 0
+    captured = capfd.readouterr()
+    return Path(captured.out.split()[0]).read_bytes(), captured.err
+
+
+def test_the_newest_trained_weights_are_used(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(model, tmp_path, "max_train_steps=3") == 0
+    clip, said = rendered(model, capfd)
+    validated = Path("out/validation/step-3/validation.mp4")
+    assert clip == validated.read_bytes()  # the bits of validation, which had both experts too
+    assert f"out/{LOW_FILE} (step 3)" in said and "transformer of" in said
+    base, said = rendered(model, capfd, "adapter=none")
+    assert base != clip and LOW_FILE not in said
+    # A run that goes on: its newest whole checkpoint, though the file of its earlier end is still there.
+    shutil.copy(f"out/checkpoint-2/{LOW_FILE}", f"out/{LOW_FILE}")
+    assert rendered(model, capfd)[0] == clip
+    (Path("out/checkpoint-3") / "manifest.json").unlink()
+    older, said = rendered(model, capfd)
+    assert older not in (clip, base) and f"out/{LOW_FILE} (step 2)" in said and "skipping a damaged" in said
+    Path(f"out/{LOW_FILE}").unlink()
+    again, said = rendered(model, capfd)
+    assert again == older and f"out/checkpoint-2/{LOW_FILE} (step 2)" in said
+    assert rendered(model, capfd, "adapter=out/checkpoint-2")[0] == older  # a folder stands for its LoRAs
+
+
+def test_a_running_training_is_not_disturbed(model: Path, tmp_path: Path) -> None:
+    half = tmp_path / "out" / ".checkpoint-5.1.tmp"
+    half.mkdir(parents=True)
+    assert sample(model, "output_dir=out", "prompt=a cat", "validation_num_inference_steps=1") == 0
+    assert half.is_dir()
+
+
+def test_a_full_fine_tune_is_used_finished_or_not(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(model, tmp_path, "max_train_steps=2", "model_type=full", "learning_rate=1e-3") == 0
+    expected = Path("out/validation/step-2/validation.mp4").read_bytes()
+    clip, said = rendered(model, capfd, "model_type=full")
+    assert clip == expected and "out/transformer_2 (step 2)" in said
+    shutil.rmtree("out/transformer_2")
+    clip, said = rendered(model, capfd, "model_type=full")
+    assert clip == expected and "checkpoint-2" in said
+    assert rendered(model, capfd, "adapter=none")[0] != expected
+
+
+def test_one_expert_alone_is_named_so(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(model, alone, ignore=lambda _folder, names: {"transformer"} & set(names))
+    assert sample(alone, f"prompt={PROMPT}", "--json") == 0
+    captured = capfd.readouterr()
+    (clip,) = json.loads(captured.out)
+    assert clip["note"] == "single expert" and clip["experts"] == {"low": 6} and clip["boundary"] is None
+    assert "single expert" in captured.err
+    file = write_lora(tmp_path / "a.safetensors", "high", seed=1)
+    assert sample(alone, f"prompt={PROMPT}", f"adapter={file}") == 2
+    assert "has no transformer," in capfd.readouterr().err
+
+
+def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mute = write_lora(tmp_path / "mute.safetensors", "high", seed=1, tells=False)
+    assert sample(model, "prompt=a cat", f"adapter={mute}") == 2
+    assert "adapter_high= or adapter_low=" in capfd.readouterr().err
+    named = shutil.copy(mute, tmp_path / "Fox-LowNoise-v2.safetensors")
+    quick = ("prompt=a cat", "validation_num_inference_steps=4", "adapter_scale=2")
+    for words, expert in (((f"adapter={named}",), "low"), ((f"adapter_high={mute}",), "high")):
+        assert sample(model, *quick, *words) == 0
+        said = capfd.readouterr().err
+        assert f"{expert}-noise expert, 2 of 4 steps: {words[0].split('=')[1]}, strength 2" in said
+    assert sample(model, "prompt=a cat", f"adapter_low={mute}", "model_flavour=t2v-480p-1.3b-2.1") == 2
+    assert "has one expert" in capfd.readouterr().err
+
+
+def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.Tensor]) -> None:
+    """The same LoRA twice is the LoRA at twice its strength; ranks of several files may differ."""
+    file = write_lora(tmp_path / "a_high_noise.safetensors", "high", seed=1)
+    other = write_lora(tmp_path / "b_high_noise.safetensors", "high", seed=2, rank=8)
+    for words in (
+        (f"adapter={file}", f"adapter={file}"),
+        (f"adapter={file}", "adapter_scale=2"),
+        (f"adapter={file}", f"adapter={other}"),
+    ):
+        assert sample(model, "prompt=a cat", *words) == 0
+    torch.testing.assert_close(latents[0], latents[1], rtol=0, atol=1e-4)
+    assert (latents[0] - latents[2]).abs().max() > 1e-2
+
+
+def other_keys(path: Path) -> Path:
+    save_file({f"diffusion_model.blocks.9.self_attn.q.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}, path)
+    return path
+
+
+def no_lora(path: Path) -> Path:
+    save_file({"something": torch.zeros(1)}, path)
+    return path
+
+
+def no_safetensors(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+def wider(path: Path) -> Path:
+    transformer = tiny_transformer(dim=48)
+    add_lora(transformer, AdapterOptions(lora_rank=4), seed=1)
+    save_lora(path, adapter_state(transformer), scale=1.0, metadata={}, transformer=transformer)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (other_keys, "not one of its 1 modules is in the model"),
+        (wider, "has shapes"),
+        (no_lora, "is no LoRA of a Wan transformer"),
+        (no_safetensors, "cannot be read as safetensors"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused(
+    make: Callable[[Path], Path], wanted: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(model, "prompt=a cat", f"adapter={make(tmp_path / 'x_high_noise.safetensors')}") == 2
+    captured = capfd.readouterr()
+    assert wanted in captured.err and "Traceback" not in captured.err and captured.out == ""
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    words = ("promt=x", "seed=a", "adapter=nowhere.safetensors", "adapter_scale=x", "prompts=no.txt")
+    assert sample(model, *words, "prompts=empty.txt", "--prompt", "lerning_rate=1", "validation_seed=x") == 2
+    text = capfd.readouterr().err
+    for wanted in (
+        "promt is not an argument; did you mean prompt?",
+        "seed = 'a' is not a list",
+        "adapter = 'nowhere.safetensors' is not there",
+        "adapter_scale = 'x' is not a number",
+        "prompts = 'no.txt' cannot be read",
+        "prompts = 'empty.txt' holds no prompt",
+        "validation_seed = 'x' is not a whole number",
+    ):
+        assert wanted in text, text
+    assert sample(model) == 2
+    assert "there is nothing to render" in capfd.readouterr().err
+    assert sample(tmp_path / "none", "prompt=x") == 2
+    assert "Traceback" not in capfd.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert sample(model, "prompt=x", "output=file/below") == 2
+    assert "output = 'file/below' cannot be made" in capfd.readouterr().err
+    assert sample(model, "prompt=x", "validation_preview=true") == 2
+    assert "still to come" in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_names_what_is_there(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    predict = rendering.Turns.predict
+    calls = []
+
+    def interrupted(self: rendering.Turns, *arguments: object) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 20:  # in the second clip: a clip has 12 passes
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(rendering.Turns, "predict", interrupted)
+    assert sample(model, "prompt=a cat", "prompt=a dog", "--json") == 130
+    assert [clip["name"] for clip in json.loads(capfd.readouterr().out)] == ["a_cat"]
+    assert sorted(path.name for path in Path("samples").iterdir()) == ["a_cat.mp4", "a_cat.png"]
+
+
+def test_a_model_with_one_transformer_needs_no_expert(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write_lora(tmp_path / "x.safetensors", "high", seed=1, tells=False)
+    words = ("model_flavour=t2v-480p-1.3b-2.1", f"adapter={file}", "prompt=a cat", "--json")
+    assert sample(model, *words) == 0
+    captured = capfd.readouterr()
+    (clip,) = json.loads(captured.out)
+    assert clip["note"] is None and clip["boundary"] is None and "transformer, 6 of 6 steps" in captured.err
