@@ -206,7 +206,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _quib(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # An hourglass.
-    return (np.abs(y) <= 0.9) & (np.abs(x) <= np.abs(y) + 0.08)
+    return (np.abs(y) <= 0.78) & (np.abs(x) <= np.abs(y) + 0.08)
 
 
 SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
