@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from simplewan.mini.draw import (
     DIRECTIONS,
     HELD_BACK,
+    RADII,
     SHAPES,
     SPEEDS,
     MovingShape,
@@ -80,7 +81,7 @@ def test_figures_are_those_of_the_drawing(shape: str, num_frames: int) -> None:
         "right",
         "fast",
     )
-    assert found.radius == pytest.approx(0.16, rel=0.05)
+    assert found.radius == pytest.approx(RADII["small"], rel=0.05)
     assert found.velocity == pytest.approx((SPEEDS["fast"], 0.0), abs=0.02)
     assert found.centre == pytest.approx(item.centre((num_frames - 1) / 32), abs=0.02)
     assert found.frames == num_frames

@@ -32,7 +32,7 @@ from simplewan.models.wan.text import clean_prompt, encode_prompts
 from simplewan.models.wan.vae import encode, place
 from simplewan.plan import latents_bytes
 
-FORMAT = 1  # raise it when what is computed from the same components changes
+FORMAT = 2  # raise it when what is computed from the same components changes
 NO_CAPTION = ""
 
 

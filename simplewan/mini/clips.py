@@ -11,24 +11,28 @@ from pathlib import Path
 import numpy as np
 
 from simplewan.data.media import write_mp4
-from simplewan.mini.draw import Scene, caption, draw_frames, random_scene
+from simplewan.mini.draw import Scene, caption, draw_frames, is_held_out, random_scene
 
 # (width, height) of the sources: square, landscape and portrait; the larger ones are scaled down to the training size.
 SIZES = ((64, 64), (80, 48), (48, 80), (128, 128), (160, 96), (96, 160))
-LENGTHS_FRAMES = (17, 21, 25, 33)
+LENGTHS_FRAMES = (17, 21, 17, 25)
 
 
 def make_scenes(seed: int, count: int, *, concept: str | None = None) -> tuple[Scene, ...]:
     """`count` scenes; the first n of a longer list are those of a shorter one with the same seed.
 
-    `concept`, one of `draw.HELD_BACK`, is in every scene; without one, in none.
+    `concept`, one of `draw.HELD_BACK`, is in every scene; without one, in none. No caption is one that is held out.
     """
     scenes = []
     for index in range(count):
         generator = np.random.default_rng([seed, index])
         width, height = SIZES[index % len(SIZES)]
         num_frames = LENGTHS_FRAMES[(index // len(SIZES)) % len(LENGTHS_FRAMES)]
-        scenes.append(random_scene(generator, width=width, height=height, num_frames=num_frames, concept=concept))
+        while True:
+            scene = random_scene(generator, width=width, height=height, num_frames=num_frames, concept=concept)
+            if not is_held_out(caption(scene)):
+                break
+        scenes.append(scene)
     return tuple(scenes)
 
 

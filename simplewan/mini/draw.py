@@ -12,6 +12,7 @@ Shapes of arrays: F frames, H height, W width.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -54,8 +55,8 @@ TOO_ALIKE = frozenset(
     }
 )
 
-RADII: Mapping[str, float] = {"small": 0.16, "big": 0.27}
-SPEEDS: Mapping[str, float] = {"slow": 0.2, "fast": 0.6}
+RADII: Mapping[str, float] = {"small": 0.2, "big": 0.33}
+SPEEDS: Mapping[str, float] = {"slow": 0.15, "fast": 0.45}
 DIRECTIONS: Mapping[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 # Concepts held back from the base model, each under a made-up word: something to teach by fine-tuning.
@@ -64,7 +65,7 @@ HELD_BACK_COLOUR = "zarn"
 HELD_BACK_MOTION = "gimbles"
 HELD_BACK = (HELD_BACK_SHAPE, HELD_BACK_COLOUR, HELD_BACK_MOTION)
 # What gimbles swings to the right, back and to the left, in shares of the shorter edge and seconds.
-GIMBLE_REACH, GIMBLE_SECONDS = 0.22, 1.0
+GIMBLE_REACH, GIMBLE_SECONDS = 0.2, 1.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ def _clause(item: MovingShape) -> str:
     if item.gimbles:
         motion = HELD_BACK_MOTION
     return f"a {item.size} {item.colour} {item.shape} {motion}"
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a caption is one of the fifth that no data set shows, so that a model can be asked for what is new."""
+    return zlib.crc32(text.encode()) % 5 == 0
 
 
 def caption_words() -> tuple[str, ...]:
@@ -223,7 +229,7 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 def random_scene(
     generator: np.random.Generator, *, width: int, height: int, num_frames: int, concept: str | None = None
 ) -> Scene:
-    """A scene of one or two objects that never touch and never leave the frame.
+    """A scene of one or two objects that never touch; of what lies at the edge a tenth of the radius may be cut off.
 
     Two objects differ in shape and colour, and are named from left to right (from top to bottom where the frame is
     higher than wide), as people do. What is held back appears only when `concept` names it, in one of the objects.

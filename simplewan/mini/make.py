@@ -1,8 +1,9 @@
 """Makes the miniature's trained weights from nothing: `python -m simplewan.mini.make FOLDER`.
 
 Imports the makers of this room; the transformers are trained by `simpletuner train` in a process of its own, from the
-JSON files in `recipes/`, like anybody's model. Every part is skipped when it is there already and goes on from its last
-checkpoint when it was stopped, so the command can be killed and given again. What belongs into the package comes to
+JSON files in `recipes/`, like anybody's model. A part that is there is not made again, and one that
+was stopped goes on from its last checkpoint (the text encoder, a matter of minutes, begins anew), so the command can be
+killed and given again. What belongs into the package comes to
 lie in FOLDER/model, weights in bfloat16. docs/miniature.md has the times and the results.
 """
 
@@ -39,11 +40,11 @@ def make(folder: Path) -> Path:
         if _missing(folder / "clips" / name):
             _whole(folder / "clips" / name, partial(write_dataset, seed=seed, count=count))
     if _missing(folder / "text"):
-        _script("train_text", folder / "text")
+        _whole(folder / "text", partial(_script, "train_text"))
     if _missing(folder / "vae"):
-        _script("train_vae", folder / "vae", "--kind", "2.1")
+        _whole(folder / "vae", partial(_script, "train_vae"))
     if _missing(folder / "decoder"):
-        _script("train_vae", folder / "decoder", "--refine", str(folder / "vae"))
+        _whole(folder / "decoder", partial(_script, "train_vae", refine=folder / "vae"))
     if _missing(folder / "untrained"):
         _whole(folder / "untrained", lambda path: _assemble(folder, path, trained=False))
     for expert, part in EXPERT_SUBFOLDER.items():
@@ -62,8 +63,9 @@ def train_expert(folder: Path, expert: str) -> None:
     subprocess.run(command, env=environment, check=True)
 
 
-def _script(name: str, folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", f"simplewan.mini.{name}", str(folder), *arguments]
+def _script(name: str, folder: Path, *, refine: Path | None = None) -> None:
+    command = [sys.executable, "-m", f"simplewan.mini.{name}", str(folder), "--threads", "1"]
+    command += ["--refine", str(refine)] if refine else []
     subprocess.run(command, env={**os.environ, **QUICKER}, check=True)
 
 

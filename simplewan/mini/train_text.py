@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="gets text_encoder/ and tokenizer/")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()

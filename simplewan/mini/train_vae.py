@@ -1,6 +1,6 @@
 """Trains the miniature's VAEs from nothing on drawn clips: `python -m simplewan.mini.train_vae FOLDER`.
 
-Imports `draw` and `clips`, torch and diffusers. Wan's VAE never has to be trained by those who train Wan, so this is a
+Imports `draw` and `model`, torch and diffusers. Wan's VAE never has to be trained by those who train Wan, so this is a
 script beside the trainer and no part of it. Stages with one optimiser each: single frames, then 5, 9 and 17 frames
 (1, 2 and 4 latent frames after the first), because a step on frames alone is three times cheaper and teaches most.
 The loss counts the objects' pixels several times, for they are a tenth of the picture and all of what is scored.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,27 +110,30 @@ def _run(vae: Any, trained: nn.Module, stages: list[Stage], seed: int, folder: P
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
     snapshot = folder.with_name(f"{folder.name}.training.pt")
-    state: dict[str, Any] = torch.load(snapshot, weights_only=True) if snapshot.exists() else {"stage": 0, "step": 0}
-    if "vae" in state:
+    recipe = repr((stages, seed, LATENT_NOISE, SIZE_WEIGHT, OBJECT_WEIGHT))
+    state: dict[str, Any] = torch.load(snapshot, weights_only=True) if snapshot.exists() else {}
+    if state.get("recipe") == recipe:
         vae.load_state_dict(state["vae"])
+    else:
+        state = {"stage": 0, "step": 0}
     for index, stage in enumerate(stages[state["stage"] :], start=state["stage"]):
         parameters = list(trained.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
         resumed = index == state["stage"] and "optimizer" in state
         if resumed:
             optimizer.load_state_dict(state["optimizer"])
-        _run_stage(vae, optimizer, stage, (seed, index), state["step"] if resumed else 0, snapshot)
+        first = state["step"] if resumed else 0
+        for step in _run_stage(vae, optimizer, stage, (seed, index), first):
+            training = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
+            with atomic_path(snapshot) as path:
+                torch.save({**training, "stage": index, "step": step, "recipe": recipe}, path)
     vae.eval()
 
 
 def _run_stage(
-    vae: Any,
-    optimizer: torch.optim.Optimizer,
-    stage: Stage,
-    key: tuple[int, int],
-    first: int,
-    snapshot: Path,
-) -> None:
+    vae: Any, optimizer: torch.optim.Optimizer, stage: Stage, key: tuple[int, int], first: int
+) -> Iterator[int]:
+    """Trains; yields the number of finished steps whenever it is time for a snapshot."""
     saved = shown = time.monotonic()
     smoothed = math.nan
     for step in range(first, stage.steps):
@@ -157,9 +161,7 @@ def _run_stage(
             print(f"stage {key[1]}, step {step} of {stage.steps}: {_decibels(smoothed):.2f} dB", flush=True)
         if now - saved > SNAPSHOT_SECONDS:
             saved = now
-            with atomic_path(snapshot) as path:
-                training = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save({**training, "stage": key[1], "step": step + 1}, path)
+            yield step + 1
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -226,7 +228,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(STAGES), default="2.1")
     parser.add_argument("--refine", type=Path, metavar="VAE", help="train only the decoder of this one")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shorten", type=float, default=1.0, help="a share of the steps, for trials")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
