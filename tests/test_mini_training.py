@@ -85,4 +85,4 @@ def test_the_recipe_trains_both_experts(tmp_path: Path) -> None:
         overrides = parse([f"model_flavour=t2v-mini-{expert}"], environ={}).overrides
         loaded = load(make.RECIPE, overrides, environ=environ, base=tmp_path)
         assert not loaded.later
-        assert [entry.id for entry in loaded.datasets] == list(make.DATASETS)
+        assert [entry.id for entry in loaded.datasets] == [*make.DATASETS, "captions"]
