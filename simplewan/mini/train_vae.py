@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simplewan.data.atomic import atomic_path
@@ -31,9 +32,13 @@ from simplewan.mini.model import fit_latent_statistics, make_vae
 
 SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
 OBJECT_WEIGHT = 4.0
-# Noise on the latents, as a share of each channel's spread, takes the place of a learned posterior. It bounds what a
-# value can say, so that near latents mean near pictures, and the decoder forgives what a transformer gets wrong.
-LATENT_NOISE = 0.5
+# The first channels are taught to be the picture itself, small: the last frame that a latent frame stands for, two by
+# two averages of a latent pixel, three colours. Left to itself the encoder finds a code that transformers of this size
+# learn badly: after 4,000 steps 45% of the colours were right, against nearly all after 1,200 on small pictures.
+SMALL_PICTURE, SMALL_PICTURE_SCALE, SMALL_PICTURE_WEIGHT = 12, 2.0, 0.25
+# Noise on the latents, as a share of each channel's spread, takes the place of a learned posterior: near latents are
+# near pictures, and the decoder forgives what a transformer gets wrong.
+LATENT_NOISE = 0.2
 SIZE_WEIGHT = 1e-4  # keeps the latents' scale, which nothing else does
 SNAPSHOT_SECONDS = 120.0
 HELD_OUT_SEED, HELD_OUT_CLIPS = 1_000_003, 48
@@ -110,7 +115,7 @@ def _run(vae: Any, trained: nn.Module, stages: list[Stage], seed: int, folder: P
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
     snapshot = folder.with_name(f"{folder.name}.training.pt")
-    recipe = repr((stages, seed, LATENT_NOISE, SIZE_WEIGHT, OBJECT_WEIGHT))
+    recipe = repr((stages, seed, LATENT_NOISE, SIZE_WEIGHT, OBJECT_WEIGHT, SMALL_PICTURE_WEIGHT))
     state: dict[str, Any] = torch.load(snapshot, weights_only=True) if snapshot.exists() else {}
     if state.get("recipe") == recipe:
         vae.load_state_dict(state["vae"])
@@ -147,8 +152,9 @@ def _run_stage(
             decoded = vae.decode(latents + LATENT_NOISE * spread * torch.randn_like(latents)).sample
         error = decoded.float() - pixels
         squared = (weight * error.square()).mean()
-        size = SIZE_WEIGHT * latents.float().square().mean()
-        loss = squared + 0.3 * (weight * error.abs()).mean() + size
+        away = latents[:, :SMALL_PICTURE].float() - SMALL_PICTURE_SCALE * small_picture(pixels, latents.shape[-1])
+        loss = squared + 0.3 * (weight * error.abs()).mean() + SMALL_PICTURE_WEIGHT * away.square().mean()
+        loss = loss + SIZE_WEIGHT * latents.float().square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         optimizer.step()
@@ -162,6 +168,14 @@ def _run_stage(
         if now - saved > SNAPSHOT_SECONDS:
             saved = now
             yield step + 1
+
+
+def small_picture(pixels_BCFHW: Tensor, width: int) -> Tensor:
+    """Every fourth frame, averaged to twice the latents' `width` and folded two by two: (B, 12, n+1, h, width)."""
+    frames = pixels_BCFHW[:, :, ::4]
+    edge = frames.shape[-1] // (2 * width)
+    small = F.avg_pool3d(frames, (1, edge, edge))
+    return F.pixel_unshuffle(small.transpose(1, 2), 2).transpose(1, 2)
 
 
 def _schedule(step: int, steps: int) -> float:
