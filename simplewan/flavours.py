@@ -88,7 +88,7 @@ def _a14b(task: str, stage: str) -> Flavour:
 
 
 def _mini(stage: str) -> Flavour:
-    """The bundled example: the real classes, made small, two experts. No repository; its folder is made locally."""
+    """The bundled example: the real classes, made small, two experts. No repository: it comes with the package."""
     return Flavour(
         name=f"t2v-mini-{stage}",
         task="t2v",

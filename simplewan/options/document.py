@@ -102,7 +102,7 @@ def _flavours() -> str:
     for flavour in FLAVOURS.values():
         others = _names(name for name, target in ALIASES.items() if target == flavour.name)
         state = "" if flavour.available else "*to come*"
-        lines.append(f"| `{flavour.name}` | {others} | {flavour.repository or 'made locally'} | {state} |")
+        lines.append(f"| `{flavour.name}` | {others} | {flavour.repository or 'comes with the package'} | {state} |")
     return "\n".join(lines) + "\n"
 
 
