@@ -1,6 +1,6 @@
 """A picture of many clips for people who want to see what was scored: a line a clip, frames, words, and what is wrong.
 
-Imports Pillow and numpy. Clips are shown at twice their size.
+Imports Pillow, numpy and `validation.clips`. Clips are shown at twice their size.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-SHOWN_FRAMES, ZOOM, GAP, TEXT_WIDTH, LINE_HEIGHT = 5, 2, 4, 640, 15
+from simplewan.validation.clips import font_for, spread_indices, wrap
+
+SHOWN_FRAMES, ZOOM, GAP, TEXT_WIDTH, LINE_HEIGHT, FONT_SIZE = 5, 2, 4, 640, 15, 12
+MAX_ROWS = 20  # of one text
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (0, 110, 50), (190, 0, 0), (255, 255, 255)
 
 
@@ -40,14 +43,14 @@ def save_sheet(path: Path, lines: Sequence[Line]) -> None:
 
 
 def _line(line: Line) -> Image.Image:
-    chosen = np.linspace(0, len(line.frames) - 1, SHOWN_FRAMES).round().astype(int)
+    chosen = spread_indices(len(line.frames), SHOWN_FRAMES)
     strip = np.concatenate(
         [np.pad(line.frames[index], ((0, 0), (0, GAP), (0, 0)), constant_values=255) for index in chosen], axis=1
     )
     frames = Image.fromarray(strip.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1))
     words = [(line.asked, INK), (line.seen, RIGHT if not line.wrong else INK), *((part, WRONG) for part in line.wrong)]
-    font = ImageFont.load_default(12)
-    wrapped = [(row, ink) for text, ink in words for row in _wrapped(text, font)]
+    font = font_for("", FONT_SIZE)
+    wrapped = [(row, ink) for text, ink in words for row in wrap(text, font, TEXT_WIDTH - 4 * GAP, MAX_ROWS)]
     height = max(frames.height, LINE_HEIGHT * len(wrapped))
     picture = Image.new("RGB", (frames.width + TEXT_WIDTH, height), PAPER)
     picture.paste(frames, (0, 0))
@@ -55,15 +58,3 @@ def _line(line: Line) -> Image.Image:
     for index, (row, ink) in enumerate(wrapped):
         pen.text((frames.width + 2 * GAP, index * LINE_HEIGHT), row, fill=ink, font=font)
     return picture
-
-
-def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
-    """The text in rows that fit beside the frames."""
-    rows = [""]
-    for word in text.split():
-        longer = f"{rows[-1]} {word}".strip()
-        if rows[-1] and font.getlength(longer) > TEXT_WIDTH - 4 * GAP:
-            rows.append(word)
-        else:
-            rows[-1] = longer
-    return rows

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.quality --model FOLDER`: how much of what captions ask for is seen in the miniature's clips.
+"""`python -m benchmarks.quality [--model FOLDER]`: how much of what captions ask for is seen in the miniature's clips.
 
 Scenes are asked for by captions that no data set has, and `simplewan.mini.score`, which has no learned
 weights, counts what is right in each clip: one line of percentages a row and set of prompts. A row is a name and a
@@ -8,7 +8,7 @@ function from prompts to frames. The sets are the old world and, for each held-b
     ceiling       the same through the VAE: what a perfect transformer would reach
     floor         uniform noise; floor-latent is latent noise, decoded
     base          the model folder, its experts and its VAE
-    lora          the same with LoRA files merged (--lora-high, --lora-low)
+    lora          the same with LoRA files on them (--lora-high, --lora-low)
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ import torch
 from benchmarks.contact_sheet import Line, save_sheet
 from benchmarks.rendering import Prompt, Settings, decoded_noise, drawn, generated, reconstructed, uniform_noise
 from simplewan.errors import UserError
-from simplewan.flavours import HIGH, LOW, find_flavour
+from simplewan.flavours import FLAVOURS, HIGH, LOW, find_flavour
 from simplewan.mini.draw import HELD_BACK, caption, is_held_out, random_scene
 from simplewan.mini.measure import Seen, measure
+from simplewan.mini.model import FLAVOUR, WEIGHTS
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
 from simplewan.reporting.quiet import quiet_loading_bars
 
@@ -97,7 +98,7 @@ def make_rows(arguments: argparse.Namespace) -> dict[str, Render]:
     }
     if loras:
         rows["lora"] = partial(generated, settings=settings, loras=loras)
-    return {name: render for name, render in rows.items() if name in arguments.rows}
+    return {name: render for name, render in rows.items() if name in (arguments.rows or ROWS)}
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -208,11 +209,15 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").partition("\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("--model", type=Path, required=True, help="a model folder in diffusers' layout")
-    flags.add_argument("--flavour", default="t2v-mini", help="what the folder is (default: t2v-mini)")
+    layout = "a model folder in diffusers' layout; default: the one that comes with the package"
+    flags.add_argument("--model", type=Path, default=WEIGHTS, help=layout)
+    names = [name for name in FLAVOURS if name.startswith("t2v")]
+    flags.add_argument(
+        "--flavour", choices=names, default=FLAVOUR.name, help=f"what the folder is (default: {FLAVOUR.name})"
+    )
     flags.add_argument("--lora-high", type=Path, help="a LoRA file for transformer")
     flags.add_argument("--lora-low", type=Path, help="a LoRA file for transformer_2")
-    flags.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="default: all")
+    flags.add_argument("--rows", nargs="+", choices=ROWS, help="default: all that can be made")
     flags.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="sets of prompts; default: all")
     flags.add_argument("--count", type=int, default=128, help="old-world prompts; a quarter of it for each concept")
     flags.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH")
@@ -239,6 +244,8 @@ def main(words: Sequence[str] | None = None) -> int:
         flags.error("--count is at least 1")
     if arguments.guidance and len(arguments.guidance) > 2:
         flags.error("--guidance takes one scale, or two: low and high")
+    if "lora" in (arguments.rows or ()) and not (arguments.lora_high or arguments.lora_low):
+        flags.error("--rows lora needs a file: --lora-high or --lora-low")
     if arguments.lora_low and not (arguments.model / "transformer_2").is_dir():
         flags.error(f"--lora-low: {arguments.model} has no transformer_2")
     if arguments.threads:

@@ -12,23 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour
+from simplewan.flavours import Flavour
 from simplewan.mini.draw import Scene, caption, draw_frames
-from simplewan.models.export import read_lora, verify_lora_file
+from simplewan.models.adapters import attach_lora
+from simplewan.models.export import read_lora
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
+from simplewan.models.wan.sources import present_experts
 from simplewan.models.wan.text import encode_prompts, pad_embeds
 from simplewan.models.wan.vae import decode, encode, place
 from simplewan.options.groups.model import ModelOptions
+from simplewan.validation.runner import to_frames
 from simplewan.validation.sampling import Guidance, initial_noise, make_scheduler, needs_negative, sample
-
-DEFAULT_BOUNDARY = 0.875
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Settings:
-    """How clips are made. `boundary` is a sigma (0..1), None for the usual one of a model with two experts."""
+    """How clips are made. `boundary` is a sigma (0..1), None for the flavour's."""
 
     folder: Path
     flavour: Flavour
@@ -66,8 +66,8 @@ class Settings:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The experts that the folder holds: "high", and "low" where there is a transformer_2."""
-        return (HIGH, LOW) if (self.folder / EXPERT_SUBFOLDER[LOW]).is_dir() else (HIGH,)
+        """The experts that the folder holds."""
+        return present_experts(self.source, self.flavour)
 
 
 def drawn(prompts: Sequence[Prompt]) -> list[np.ndarray]:
@@ -102,13 +102,17 @@ def decoded_noise(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndar
 
 
 def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Path] | None = None) -> list[np.ndarray]:
-    """Clips rendered from the captions; `loras` names a LoRA file for an expert, merged into its weights.
+    """Clips rendered from the captions; `loras` names a LoRA file for an expert.
 
     Raises UserError or ValueError when a part or a file does not fit.
     """
     embeds = _embeds(prompts, settings)
-    forwards = {expert: WanForward(_transformer(settings, expert, loras or {})) for expert in settings.experts}
-    boundary = (settings.boundary or settings.flavour.boundary or DEFAULT_BOUNDARY) if LOW in forwards else None
+    forwards = {
+        expert: WanForward(load_expert(settings, expert, (loras or {}).get(expert))) for expert in settings.experts
+    }
+    usual = settings.flavour.boundary if settings.boundary is None else settings.boundary
+    boundary = usual if len(forwards) > 1 else None
+    alone = next(iter(forwards.values()))  # makes all steps where it has no other beside it
     vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
     tokens = settings.flavour.text_tokens
 
@@ -116,13 +120,12 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
         asked = [embeds[prompt.text] for prompt in group]
         positive = pad_embeds(asked, tokens)
         negative = pad_embeds([embeds[settings.negative_prompt]] * len(group), tokens)
-        lengths = {
-            id(positive): [len(e) for e in asked],
-            id(negative): [len(embeds[settings.negative_prompt])] * len(group),
-        }
+        asked_lengths = [len(each) for each in asked]
+        negative_lengths = [len(embeds[settings.negative_prompt])] * len(group)
 
         def predict(latents: Tensor, timesteps: Tensor, text_BLD: Tensor, expert: str) -> Tensor:
-            return forwards[expert](latents, timesteps, text_BLD, text_lengths=lengths[id(text_BLD)]).to(latents.dtype)
+            lengths = asked_lengths if text_BLD is positive else negative_lengths
+            return forwards.get(expert, alone)(latents, timesteps, text_BLD, text_lengths=lengths).to(latents.dtype)
 
         latents = sample(
             predict,
@@ -148,22 +151,14 @@ def noise(group: Sequence[Prompt], flavour: Flavour) -> Tensor:
     return torch.cat([initial_noise(shape, seed=prompt.seed) for prompt in group])
 
 
-def merge_lora(transformer: torch.nn.Module, path: Path) -> None:
-    """Adds a LoRA file's change to the weights, in place. Raises UserError, or ValueError where it does not fit."""
-    verify_lora_file(path, transformer)
-    state, _ = read_lora(path)
-    with torch.no_grad():
-        for key, down in state.items():
-            module, side, _ = key.rsplit(".", 2)
-            if side == "lora_A":
-                weight = transformer.get_submodule(module).weight
-                weight += (state[f"{module}.lora_B.weight"] @ down).to(weight)
-
-
-def _transformer(settings: Settings, expert: str, loras: dict[str, Path]) -> Any:
+def load_expert(settings: Settings, expert: str, lora: Path | None) -> torch.nn.Module:
+    """A transformer on the device, with its LoRA. Raises UserError, or ValueError where that does not fit."""
     transformer = load_transformer(settings.source, settings.flavour, expert, torch.float32)
-    if expert in loras:
-        merge_lora(transformer, loras[expert])
+    if lora is not None:
+        state, _ = read_lora(lora)
+        absent = attach_lora(transformer, state, scale=1.0, name="lora")
+        if absent:
+            raise ValueError(f"{lora}: {len(absent)} of its modules are not in the model (the first is {absent[0]})")
     return transformer.to(torch.device(settings.device))
 
 
@@ -192,6 +187,5 @@ def _in_batches(
         for start in range(0, len(indices), batch):
             part = indices[start : start + batch]
             pixels_BCFHW = render([prompts[index] for index in part])
-            bytes_BFHWC = ((pixels_BCFHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
-            clips |= dict(zip(part, bytes_BFHWC.cpu().numpy(), strict=True))
+            clips |= {index: to_frames(clip.unsqueeze(0)) for index, clip in zip(part, pixels_BCFHW, strict=True)}
     return [clips[index] for index in range(len(prompts))]

@@ -165,6 +165,11 @@ def other_stage(flavour: Flavour) -> str | None:
     return None if flavour.stage is None else LOW if flavour.stage == HIGH else HIGH
 
 
+def experts_of(flavour: Flavour) -> tuple[str, ...]:
+    """All experts of the model, the first to act first."""
+    return (HIGH, LOW) if flavour.boundary is not None else flavour.trained_experts
+
+
 def find_flavour(name: str) -> Flavour:
     """The row called `name`, aliases included. Raises KeyError when there is none."""
     lowered = name.lower()

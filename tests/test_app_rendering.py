@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 from simplewan.app.rendering import Turns
 from simplewan.app.roles import Expert
+from simplewan.errors import TrainingFailure
+from simplewan.flavours import find_flavour
+from simplewan.validation.prompts import Prompt
+from simplewan.validation.runner import Clip, Renderer, RenderSettings
 
 
 class Recorder(nn.Module):
@@ -77,3 +84,70 @@ def test_with_one_expert_it_makes_all_steps() -> None:
     turns = Turns({"low": lambda: expert}, device=torch.device("cpu"), text_tokens=8)
     latents = turns.predict(torch.zeros(1), torch.zeros(1), torch.zeros(1, 3, 2), "high")
     assert latents.item() == 1 and moves == [("low", "cpu")]
+
+
+class Halves(nn.Module):
+    """Two weights; moving to the device fails behind the first while `room` is 0, and takes one of it else."""
+
+    def __init__(self, room: list[int]) -> None:
+        super().__init__()
+        self.places, self._room = ["cpu", "cpu"], room
+
+    def to(self, device: torch.device | str) -> Halves:
+        self.places[0] = str(device)
+        if str(device) != "cpu":
+            if not self._room[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self._room[0] -= 1
+        self.places[1] = str(device)
+        return self
+
+
+def halves(*rooms: int) -> tuple[Turns, dict[str, Halves]]:
+    """A low-noise expert in training and a high-noise one, with how many moves to the device each can make."""
+    networks = {name: Halves([room]) for name, room in zip(("low", "high"), rooms, strict=True)}
+    networks["low"].places = ["meta", "meta"]
+    loads = {
+        name: lambda name=name, network=network: Expert(
+            name, network, lambda latents, timesteps, batch: latents, (0, 1)
+        )
+        for name, network in networks.items()
+    }
+    return Turns(loads, device=torch.device("meta"), text_tokens=8, resident=("low",)), networks
+
+
+def test_an_expert_that_does_not_fit_is_moved_off_and_the_trained_one_put_back() -> None:
+    turns, networks = halves(1, 0)
+    with pytest.raises(torch.OutOfMemoryError), turns.rendering():
+        ask(turns, "high")
+    assert networks["high"].places == ["cpu", "cpu"] and networks["low"].places == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("rooms", [(0, 1), (0, 0)])
+def test_a_trained_expert_that_cannot_be_put_back_ends_the_training(rooms: tuple[int, int], tmp_path: Path) -> None:
+    """Going on would be a step of an expert that lies on two devices."""
+    turns, networks = halves(*rooms)
+    events: list[object] = []
+    renderer = Renderer(
+        RenderSettings(
+            folder=tmp_path,
+            flavour=find_flavour("t2v-mini-low"),
+            prompts=(),
+            sizes=((16, 16),),
+            num_frames=1,
+            num_steps=1,
+            guidance=1.0,
+            shift=3.0,
+            seed=1,
+            negative_prompt="",
+            scheduler="unipc",
+        ),
+        open_predict=turns.rendering,
+        embeds=lambda text: torch.zeros(1, 3, 2),
+        decode=lambda latents: torch.zeros(1, 3, 1, 16, 16),
+        emit=events.append,
+    )
+    clip = Clip(Prompt("a", "a"), (16, 16), 1, tmp_path / "a.mp4", tmp_path / "a.png", "a")
+    with pytest.raises(TrainingFailure, match="transformer_2, which is trained, cannot be put back"):
+        renderer.run([clip], label="a", where="a", rendered=lambda clip, seconds: None)
+    assert networks["low"].places == networks["high"].places == ["cpu", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -19,14 +20,20 @@ from safetensors.torch import save_file
 from tiny import save_tiny_model, tiny_transformer
 
 from simplewan.app import rendering
+from simplewan.app import roles as roles_module
+from simplewan.app import weights as weights_module
 from simplewan.cli import main
+from simplewan.cli.listing import SAMPLE_KEYS
 from simplewan.flavours import find_flavour
 from simplewan.mini.clips import write_dataset
 from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora
 from simplewan.models.export import lora_metadata, save_lora
+from simplewan.options.catalogue import catalogue
+from simplewan.options.declare import Group
 from simplewan.options.groups.adapter import AdapterOptions
 from simplewan.validation.sampling import initial_noise
 
+sample_module = importlib.import_module("simplewan.app.sample")  # simplewan.app.sample itself is the function
 PROMPT = "a red circle moves left"
 NEGATIVE = "static, blurry, low quality, watermark, text"
 SIZE = ("validation_resolution=48x32", "validation_num_video_frames=5", "validation_num_inference_steps=6")
@@ -218,12 +225,12 @@ def test_the_newest_trained_weights_are_used(model: Path, tmp_path: Path, capfd:
     assert f"out/{LOW_FILE} (step 3)" in said and "transformer of" in said
     base, said = rendered(model, capfd, "adapter=none")
     assert base != clip and LOW_FILE not in said
-    # A run that goes on: its newest whole checkpoint, though the file of its earlier end is still there.
-    shutil.copy(f"out/checkpoint-2/{LOW_FILE}", f"out/{LOW_FILE}")
-    assert rendered(model, capfd)[0] == clip
+    # A run that went back or goes on: its newest whole checkpoint, though the file of its earlier end is still there.
+    Path("out/finished.json").unlink()
     (Path("out/checkpoint-3") / "manifest.json").unlink()
     older, said = rendered(model, capfd)
-    assert older not in (clip, base) and f"out/{LOW_FILE} (step 2)" in said and "skipping a damaged" in said
+    assert older not in (clip, base) and f"out/checkpoint-2/{LOW_FILE} (step 2)" in said
+    assert "skipping a damaged" in said
     Path(f"out/{LOW_FILE}").unlink()
     again, said = rendered(model, capfd)
     assert again == older and f"out/checkpoint-2/{LOW_FILE} (step 2)" in said
@@ -237,6 +244,48 @@ def test_a_running_training_is_not_disturbed(model: Path, tmp_path: Path) -> Non
     assert half.is_dir()
 
 
+def keep_from(name: str, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do `action` once, before app.sample's function `name` is called."""
+    original, done = getattr(sample_module, name), []
+
+    def wrapped(*arguments: object, **named: object) -> object:
+        if not done:
+            done.append(action())
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(sample_module, name, wrapped)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_checkpoints_may_be_removed_while_they_are_looked_at(
+    full: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kind = ("model_type=full", "learning_rate=1e-3") if full else ()
+    assert train(model, tmp_path, "max_train_steps=3", "validation_disable=true", *kind) == 0
+    for name in (LOW_FILE, "transformer_2"):
+        shutil.rmtree(f"out/{name}") if Path(f"out/{name}").is_dir() else Path(f"out/{name}").unlink(missing_ok=True)
+    Path("out/finished.json").unlink()
+    newest, said = rendered(model, capfd, *kind)
+    assert "(step 3)" in said
+    # What was found stays usable, however long the loading takes.
+    shutil.copytree("out", "kept")
+    keep_from("encode_texts", monkeypatch, lambda: shutil.rmtree("out/checkpoint-3"))
+    assert rendered(model, capfd, *kind)[0] == newest
+    shutil.copytree("kept/checkpoint-3", "out/checkpoint-3")
+    # What vanishes while it is found is not taken for a run without weights: the newest that is there now is found.
+    reading = weights_module.read_part if full else weights_module.read_lora
+    left = ["out/checkpoint-3"]
+
+    def vanishing(*arguments: Path) -> object:
+        if left:
+            shutil.rmtree(left.pop())
+        return reading(*arguments)
+
+    monkeypatch.setattr(weights_module, "read_part" if full else "read_lora", vanishing)
+    clip, said = rendered(model, capfd, *kind)
+    assert clip != newest and "(step 2)" in said
+
+
 def test_a_full_fine_tune_is_used_finished_or_not(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +293,9 @@ def test_a_full_fine_tune_is_used_finished_or_not(
     expected = Path("out/validation/step-2/validation.mp4").read_bytes()
     clip, said = rendered(model, capfd, "model_type=full")
     assert clip == expected and "out/transformer_2 (step 2)" in said
+    rest = tmp_path / "rest"  # the base need not hold what the run has all of
+    shutil.copytree(model, rest, ignore=lambda _folder, names: {"transformer", "transformer_2"} & set(names))
+    assert "low-noise expert, 6 of 6 steps: out/transformer_2" in rendered(rest, capfd, "model_type=full")[1]
     shutil.rmtree("out/transformer_2")
     clip, said = rendered(model, capfd, "model_type=full")
     assert clip == expected and "checkpoint-2" in said
@@ -261,6 +313,9 @@ def test_one_expert_alone_is_named_so(model: Path, tmp_path: Path, capfd: pytest
     file = write_lora(tmp_path / "a.safetensors", "high", seed=1)
     assert sample(alone, f"prompt={PROMPT}", f"adapter={file}") == 2
     assert "has no transformer," in capfd.readouterr().err
+    shutil.rmtree(alone / "transformer_2")
+    assert sample(alone, f"prompt={PROMPT}") == 2
+    assert "has no transformer_2/" in capfd.readouterr().err
 
 
 def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
@@ -277,6 +332,78 @@ def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
         assert f"{expert}-noise expert, 2 of 4 steps: {words[0].split('=')[1]}, strength 2" in said
     assert sample(model, "prompt=a cat", f"adapter_low={mute}", "model_flavour=t2v-480p-1.3b-2.1") == 2
     assert "has one expert" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [
+        ("fox_high_noise", "high"),
+        ("wan2.2-LOW-noise", "low"),
+        ("lownoise-fox", "low"),
+        ("FoxHighNoise2", "high"),
+        ("14bHigh_Noise", "high"),
+        ("slow_noise", None),
+        ("glow-noise-v2", None),
+        ("yellow_noise", None),
+        ("GlowNoise", None),
+        ("high_noise_and_low_noise", None),
+        ("noise_high", None),
+    ],
+)
+def test_only_a_word_of_its_own_tells_an_expert(name: str, expert: str | None) -> None:
+    assert weights_module.told_expert(name) == expert
+
+
+def test_a_lora_of_another_model_or_expert_is_warned_of(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write_lora(tmp_path / "x.safetensors", "high", seed=1)
+    quick = ("prompt=a cat", "validation_num_inference_steps=1")
+    for words, wanted in (
+        ((f"adapter={file}",), None),
+        ((f"adapter_low={file}",), "trained for the high-noise expert, and is put on the low-noise one"),
+        (
+            (f"adapter={file}", "model_flavour=t2v-480p-1.3b-2.1"),
+            "was trained for t2v-mini-high, and is put on t2v-480p",
+        ),
+    ):
+        assert sample(model, *quick, *words) == 0
+        said = capfd.readouterr().err
+        assert (wanted is None and "trained for" not in said) or (wanted is not None and wanted in said), said
+
+
+def test_a_strength_of_no_lora_is_remarked_on(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sample(model, "prompt=a cat", "validation_num_inference_steps=1", "adapter_scale=0.5") == 0
+    assert capfd.readouterr().err.count("adapter_scale = 0.5 has no effect") == 1
+
+
+def test_a_folder_of_a_run_under_way_leads_to_its_checkpoint(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "checkpoint-20").mkdir(parents=True)
+    assert sample(model, "prompt=a cat", "adapter=out") == 2
+    assert "name a checkpoint in it: out/checkpoint-20" in capfd.readouterr().err
+
+
+def test_the_options_that_are_read_are_those_of_the_help(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(SAMPLE_KEYS) <= set(catalogue())
+    read: set[str] = set()
+    look_up = Group.__getattribute__
+
+    def noting(group: Group, name: str) -> object:
+        if name in catalogue():
+            read.add(name)
+        return look_up(group, name)
+
+    keep_from("make_accelerator", monkeypatch, lambda: monkeypatch.setattr(Group, "__getattribute__", noting))
+    file = write_lora(tmp_path / "x_high_noise.safetensors", "high", seed=1)
+    (tmp_path / "config.json").write_text(json.dumps({"validation_prompt": "a cat"}))
+    assert sample(model, "--config", "config.json", f"adapter={file}", "validation_num_inference_steps=1") == 0
+    # Read with no bearing on clips: a switch that sampling overrides, and what only training does.
+    idle = {"validation_disable", "gradient_accumulation_steps", "min_timestep", "max_timestep"}
+    assert "deterministic" in read and read <= {*SAMPLE_KEYS, *idle}
 
 
 def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.Tensor]) -> None:
@@ -336,7 +463,10 @@ def test_a_lora_that_does_not_fit_is_refused(
 def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     words = ("promt=x", "seed=a", "adapter=nowhere.safetensors", "adapter_scale=x", "prompts=no.txt")
-    assert sample(model, *words, "prompts=empty.txt", "--prompt", "lerning_rate=1", "validation_seed=x") == 2
+    assert (
+        sample(model, *words, "prompts=empty.txt", "--json=maybe", "--prompt", "lerning_rate=1", "validation_seed=x")
+        == 2
+    )
     text = capfd.readouterr().err
     for wanted in (
         "promt is not an argument; did you mean prompt?",
@@ -346,8 +476,12 @@ def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytes
         "prompts = 'no.txt' cannot be read",
         "prompts = 'empty.txt' holds no prompt",
         "validation_seed = 'x' is not a whole number",
+        "json = 'maybe' is neither true nor false",
     ):
         assert wanted in text, text
+    for seed in ("seed", "validation_seed"):
+        assert sample(model, "prompt=x", f"{seed}=18446744073709551616") == 2
+        assert f"{seed} = " in capfd.readouterr().err
     assert sample(model) == 2
     assert "there is nothing to render" in capfd.readouterr().err
     assert sample(tmp_path / "none", "prompt=x") == 2
@@ -357,6 +491,41 @@ def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytes
     assert "output = 'file/below' cannot be made" in capfd.readouterr().err
     assert sample(model, "prompt=x", "validation_preview=true") == 2
     assert "still to come" in capfd.readouterr().err
+    # What is to come for training alone does not matter here.
+    quick = ("prompt=x", "validation_num_inference_steps=1")
+    assert sample(model, *quick, "eval_steps_interval=5", "eval_dataset_id=x", "validation_epoch_interval=2") == 0
+
+
+def test_ctrl_c_while_experts_are_loaded_waits_for_no_other(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+    load = roles_module.load_transformer
+
+    def interrupted(*arguments: object) -> object:
+        loaded.append(None)
+        os.kill(os.getpid(), signal.SIGINT)
+        return load(*arguments)
+
+    monkeypatch.setattr(roles_module, "load_transformer", interrupted)
+    assert sample(model, "prompt=a cat") == 130
+    assert len(loaded) == 1
+
+
+def test_weights_that_do_not_fit_are_told_apart_from_clips(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rendering.Turns, "predict", full)
+    assert sample(model, "prompt=a cat") == 1
+    said = capfd.readouterr().err
+    assert "smaller clips" in said and "weights" not in said
+    monkeypatch.setattr(rendering.Turns, "load_all", full)
+    assert sample(model, "prompt=a cat") == 1
+    said = capfd.readouterr().err
+    assert "too little memory for the model's weights" in said and "smaller clips" not in said
 
 
 def test_ctrl_c_ends_with_130_and_names_what_is_there(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from benchmarks.contact_sheet import Line, save_sheet
 from benchmarks.quality import (
@@ -26,33 +26,30 @@ from benchmarks.quality import (
     main,
     make_prompts,
     of_ceiling,
+    parser,
     table,
 )
-from benchmarks.rendering import Prompt, Settings, drawn, generated, merge_lora, noise, uniform_noise
+from benchmarks.rendering import Prompt, Settings, drawn, generated, load_expert, noise, uniform_noise
 from simplewan.flavours import HIGH, LOW, find_flavour
 from simplewan.mini.draw import HELD_BACK, MovingShape, Scene, caption
 from simplewan.mini.measure import measure
-from simplewan.mini.model import build_model
+from simplewan.mini.model import WEIGHTS, build_model
 from simplewan.mini.score import Score
-from simplewan.models.wan.loading import load_transformer
 
 SHORT = Scene(64, 64, 5, "grey", (MovingShape("circle", "red", "small", (0.5, 0.5)),))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with two experts, the second of other weights."""
+    """A model with two experts of different weights."""
     place = tmp_path_factory.mktemp("quality")
     build_model(place, seed=1)
-    shutil.copytree(place / "transformer", place / "transformer_2")
-    (file,) = (place / "transformer_2").glob("*.safetensors")
-    save_file({name: weight * 1.1 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
     return place
 
 
 @pytest.fixture
 def settings(folder: Path) -> Settings:
-    return Settings(folder, find_flavour("t2v-mini"), num_steps=2, guidance=4.0, shift=3.0)
+    return Settings(folder, find_flavour("t2v-mini-low"), num_steps=2, guidance=4.0, shift=5.0)
 
 
 def test_prompts_are_held_out_steady_and_show_their_concept() -> None:
@@ -124,11 +121,7 @@ def test_a_sheet_has_a_line_for_each_clip(tmp_path: Path) -> None:
 def test_clips_are_those_of_wans_pipeline(settings: Settings) -> None:
     """Guidance, padding, experts, shift and VAE together, two prompts at once; tolerance: two levels of 255."""
     prompts = [Prompt(SHORT, 7), Prompt(replace(SHORT, ground="teal", objects=SHORT.objects * 2), 8)]
-    pipeline = WanPipeline.from_pretrained(
-        settings.folder,
-        transformer_2=load_transformer(settings.source, settings.flavour, LOW, torch.float32),
-        boundary_ratio=0.875,
-    )
+    pipeline = WanPipeline.from_pretrained(settings.folder)
     ours = generated(prompts, settings)
     with torch.no_grad():
         for prompt, clip in zip(prompts, ours, strict=True):
@@ -150,21 +143,40 @@ def test_clips_are_those_of_wans_pipeline(settings: Settings) -> None:
 
 def test_loras_change_their_own_expert(settings: Settings, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    down, up = (torch.randn(shape, generator=generator) for shape in ((4, 96), (96, 4)))
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, 128), (128, 4)))
     key = "diffusion_model.blocks.0.self_attn.q"
     file = tmp_path / "lora.safetensors"
     save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, file)
-    transformer = load_transformer(settings.source, settings.flavour, HIGH, torch.float32)
-    before = transformer.blocks[0].attn1.to_q.weight.clone()
-    merge_lora(transformer, file)
-    assert torch.allclose(transformer.blocks[0].attn1.to_q.weight - before, up @ down, atol=1e-5)
+    query = load_expert(settings, HIGH, file).get_submodule("blocks.0.attn1.to_q")
+    inputs = torch.randn(3, 128, generator=generator)
+    torch.testing.assert_close(query(inputs) - query.base_layer(inputs), inputs @ (up @ down).T, rtol=1e-4, atol=1e-3)
     one_step = replace(settings, num_steps=1, guidance=1.0)  # the first step is the high-noise expert's
     plain, high, low = (generated([Prompt(SHORT, 7)], one_step, loras)[0] for loras in ({}, {HIGH: file}, {LOW: file}))
     assert (plain != high).any()
     assert (plain == low).all()
     save_file({f"{key}.lora_A.weight": down[:, :9].clone(), f"{key}.lora_B.weight": up}, file)
-    with pytest.raises(ValueError, match="do not fit"):
-        merge_lora(transformer, file)
+    with pytest.raises(ValueError, match="has shapes"):
+        load_expert(settings, HIGH, file)
+    other = key.replace("blocks.0", "blocks.9")
+    save_file(
+        {
+            f"{name}.lora_{side}.weight": each.clone()
+            for name in (key, other)
+            for side, each in (("A", down), ("B", up))
+        },
+        file,
+    )
+    with pytest.raises(ValueError, match="1 of its modules are not in the model"):
+        load_expert(settings, HIGH, file)
+
+
+def test_a_boundary_of_zero_leaves_all_steps_to_the_high_noise_expert(settings: Settings, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(settings.folder, alone, ignore=shutil.ignore_patterns("transformer_2"))
+    prompts = [Prompt(SHORT, 7)]
+    usual, never = (generated(prompts, replace(settings, boundary=boundary))[0] for boundary in (None, 0.0))
+    assert (usual != never).any()
+    assert (never == generated(prompts, replace(settings, folder=alone))[0]).all()
 
 
 def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,3 +194,7 @@ def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["--model", str(tmp_path / "nowhere"), "--rows", "ceiling"]) == 2
     with pytest.raises(SystemExit):
         main(["--model", str(tmp_path), "--lora-low", "file"])
+    for words in (["--rows", "lora"], ["--flavour", "t2v-mini"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    assert parser().parse_args([]).model == WEIGHTS

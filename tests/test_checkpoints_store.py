@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from simplewan.checkpoints import CheckpointStore, DamagedCheckpoint, OutputLock
+from simplewan.checkpoints.files import sha256
 from simplewan.errors import UserError
 from simplewan.events import Event, Notice
 
@@ -146,3 +148,20 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     time.sleep(0.05)
     with OutputLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    checkpoints = store(tmp_path, heard=heard)
+    older, newer = save(checkpoints, 1), save(checkpoints, 2)
+
+    def removed(path: Path) -> str:
+        if newer.is_dir() and path.parent == newer:
+            shutil.rmtree(newer)
+        return sha256(path)
+
+    monkeypatch.setattr("simplewan.checkpoints.store.sha256", removed)
+    assert checkpoints.find("latest") == older
+    assert any("checkpoint-2 was removed while it was read" in str(event) for event in heard)

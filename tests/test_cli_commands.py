@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from simplewan import cli
+from simplewan.cli.configuration import load_configuration
 from simplewan.cli.examples import copy
 from simplewan.examples import example_folder, example_names
+from simplewan.options import Loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_mini = pytest.mark.skipif(example_folder("mini") is None, reason="the example's files are not there")
@@ -57,6 +61,21 @@ def test_everything_to_come_is_listed(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(key in text for key in ("use_ema", "optimizer", "push_to_hub"))
 
 
+class Made(Exception):
+    """The example was made; what follows is not of interest."""
+
+
+def once_more(made: list[Path]) -> Callable[..., Loaded]:
+    """`load_configuration`, that ends the command when the example is made."""
+
+    def load(*arguments: Any, **named: Any) -> Loaded:
+        if made:
+            raise Made
+        return load_configuration(*arguments, **named)
+
+    return load
+
+
 def test_missing_and_broken_configurations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"model_family": "wan", ')
     for words, wanted in (
@@ -80,6 +99,21 @@ def test_a_copied_example_finds_its_generated_files(capsys: pytest.CaptureFixtur
     assert cli.main(["train", "env=mini", "use_ema=true"]) == 2
     text = capsys.readouterr().err
     assert "use_ema" in text and "is not there" not in text
+
+
+@needs_mini
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_a_copied_example_is_made_before_its_model_is_looked_for(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cli.main(["examples", "copy", "mini"]) == 0
+    made: list[Path] = []
+    monkeypatch.setattr("simplewan.app.examples.prepare", lambda name, folder: made.append(folder))
+    monkeypatch.setattr("simplewan.cli.train.load_configuration", once_more(made))
+    monkeypatch.setattr("simplewan.cli.sample.load_configuration", once_more(made))
+    with pytest.raises(Made):
+        cli.main([command, "env=mini"])
+    assert len(made) == 1 and made[0].is_relative_to(tmp_path / "generated")
 
 
 def test_env_picks_a_folder_and_suggests_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -168,3 +168,10 @@ def test_a_fingerprint_of_large_files_sees_size_head_and_tail(monkeypatch: pytes
         seen.add(fingerprint(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(contents + b"\0")
     assert len(seen | {fingerprint(tmp_path)}) == 4
+
+
+def test_a_model_that_is_not_there_is_told_once(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(UserError) as caught:
+        check_files(Model(str(nowhere)), LOW, with_other_stage=True)
+    assert len(caught.value.problems) == 1

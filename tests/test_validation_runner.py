@@ -156,6 +156,36 @@ def test_a_network_that_cannot_be_opened_is_reported(settings, models):
     assert "transformer_2 is not there" in error.message and events.of(Stage)[-1].status == "failed"
 
 
+def test_a_failure_at_the_end_is_no_failure_of_the_clips(settings, models):
+    events = Events()
+
+    @contextmanager
+    def leaking():
+        yield lambda latents, timesteps, text, expert: latents
+        raise RuntimeError("the VAE stays")
+
+    renderer = Renderer(
+        settings,
+        open_predict=leaking,
+        embeds=lambda text: torch.zeros(1, 4, 8),
+        decode=lambda latents: torch.zeros(1, 3, 9, 32, 48),
+        emit=events.append,
+    )
+    Validator(settings, renderer, emit=events.append).run(3)
+    assert [event.name for event in events.of(ValidationRendered)] == ["cat", "dog"]
+    [error] = events.of(ErrorHappened)
+    assert "the VAE stays" in error.message and events.of(Stage)[-1].status == "completed"
+
+
+def test_too_little_memory_is_told_with_what_helps(settings, models):
+    def full(text):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    events = Events()
+    make(settings, models, events, embeds=full).run(3)
+    assert all("smaller clips (validation_resolution" in event.message for event in events.of(ErrorHappened))
+
+
 def test_values_that_are_not_finite_are_no_clip(settings, models):
     events = Events()
     make(settings, models, events, embeds=lambda text: torch.full((1, 4, 8), float("nan"))).run(3)

@@ -20,7 +20,8 @@ from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
 from simplewan.app.roles import Expert, boundary
 from simplewan.batches.batch import Batch
-from simplewan.flavours import HIGH, LOW
+from simplewan.errors import TrainingFailure
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
 from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode, place
 from simplewan.validation.prompts import Prompt, validation_frames, validation_sizes
@@ -103,8 +104,7 @@ class Turns:
         expert = self._expert(name)
         if name not in self._on_device:
             self._move_off(keep=())
-            expert.transformer.to(self._device)
-            self._on_device = {name}
+            self._move_on(name)
         return expert
 
     def load_all(self) -> None:
@@ -115,16 +115,32 @@ class Turns:
             self._expert(name)
 
     def rest(self) -> None:
-        """Residents on the device, all others off it."""
-        self._move_off(keep=self._resident)
-        for name in sorted(self._resident - self._on_device):
-            self._expert(name).transformer.to(self._device)
-        self._on_device = set(self._resident)
+        """Residents on the device, all others off it. Raises TrainingFailure when a resident cannot be put back."""
+        try:
+            self._move_off(keep=self._resident)
+            for name in sorted(self._resident - self._on_device):
+                self._move_on(name)
+        except RuntimeError as error:
+            lost = sorted(self._resident - self._on_device)
+            if not lost:
+                raise
+            names = " and ".join(EXPERT_SUBFOLDER[name] for name in lost)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise TrainingFailure(f"{names}, which is trained, cannot be put back on the device: {reason}") from error
 
     def _expert(self, name: str) -> Expert:
         if name not in self._loaded:
             self._loaded[name] = self._loads[name]()
         return self._loaded[name]
+
+    def _move_on(self, name: str) -> None:
+        """Onto the device; an expert of which only a part got there is moved off again."""
+        self._on_device.add(name)
+        try:
+            self._expert(name).transformer.to(self._device)
+        except RuntimeError:
+            self._move_off(keep=self._on_device - {name})
+            raise
 
     def _move_off(self, *, keep: Collection[str]) -> None:
         leaving = sorted(self._on_device - set(keep))

@@ -109,6 +109,7 @@ def load_expert(context: Context, name: str) -> Expert:
 
 def load_base(context: Context, name: str) -> Expert:
     """An expert as the base model has it, to render with: frozen, in eval mode, on the CPU."""
+    context.check()
     context.emit(Stage("model", f"Loading {EXPERT_SUBFOLDER[name]}"))
     transformer = load_transformer(context.options.model, context.flavour, name, context.weight_dtype)
     return frozen_expert(context, name, transformer)

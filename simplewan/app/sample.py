@@ -19,12 +19,13 @@ from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.rendering import Decoder, Turns, encode_texts, expert_note, render_settings
 from simplewan.app.validating import collect
-from simplewan.app.weights import Weights, assign_loras, experts_of, find_trained, load_weighted
+from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
-from simplewan.flavours import EXPERT_SUBFOLDER
-from simplewan.models.wan.sources import present_experts
+from simplewan.flavours import EXPERT_SUBFOLDER, experts_of
+from simplewan.models.wan.sources import check_files, present_experts
 from simplewan.options import Loaded
+from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 from simplewan.training.signals import SignalWatch
@@ -34,16 +35,20 @@ from simplewan.validation.sampling import experts_used, make_scheduler
 
 KEY = "sample"
 NAME_WORDS, NAME_LENGTH = 8, 48
-OUT_OF_MEMORY = "the GPU has too little memory: smaller clips (validation_resolution, validation_num_video_frames) help"
+# Where a clip does not fit, the renderer says so.
+OUT_OF_MEMORY = (
+    "the GPU has too little memory for the model's weights: mixed_precision=bf16 halves those of float32; else end "
+    "what also uses it, or take a smaller model"
+)
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked for besides the options.
 
-    `prompts` are (name or None, text); none takes the configuration's. `seeds` empty takes validation_seed. `run` is
-    the folder whose trained weights are used; None, or `adapters` that are not None, use none of them. `adapters` are
-    LoRA files under "adapter", "adapter_high" and "adapter_low", and act times `adapter_scale`.
+    `prompts` are (name or None, text); none takes the configuration's, which then must have some. `seeds` empty takes
+    validation_seed. `run` is the folder whose trained weights are used; None, or `adapters` that are not None, use none
+    of them. `adapters` are LoRA files under "adapter", "adapter_high" and "adapter_low", and act times `adapter_scale`.
     """
 
     output: Path
@@ -132,13 +137,11 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]]) -
 
 
 def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
-    """The prompts of the request, else those of the configuration. Raises UserError when there are none."""
+    """The prompts of the request, else those of the configuration."""
     if request.prompts:
         return unique_prompts((name or short_name(text), text) for name, text in request.prompts)
     prompts = collect(context, even_if_disabled=True)
-    if not prompts:
-        fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
-        raise UserError(Problem("command line", "there is nothing to render: no prompt was given", fix=fix))
+    assert prompts, "who asks has looked that there are any"
     return prompts
 
 
@@ -150,7 +153,7 @@ def short_name(text: str) -> str:
 def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
     """What each expert gets: the LoRAs of the request, else what the run has trained; nothing where there is none."""
     if request.adapters is not None:
-        return assign_loras(context.flavour, request.adapters)
+        return assign_loras(context.flavour, request.adapters, emit=context.emit)
     if request.run is None:
         return {}
     full = context.options.model.model_type == "full"
@@ -161,7 +164,10 @@ def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
 
 
 def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[str, ...]:
-    """The experts that are there, the first to act first. Raises UserError for a LoRA of one that is not."""
+    """The experts that are there, the first to act first; the files of those that the base must have are checked.
+
+    Raises UserError for what they lack, and for a LoRA of an expert that is not there.
+    """
     model, flavour = context.options.model, context.flavour
     whole = {name for name, each in weights.items() if each.transformer is not None}
     there = {*present_experts(model, flavour), *whole}
@@ -170,10 +176,15 @@ def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[st
         place = model.pretrained_model_name_or_path or flavour.repository
         raise UserError(
             *(
-                Problem(str(place), f"has no {EXPERT_SUBFOLDER[name]}, to which {weights[name]} belongs")
+                Problem(
+                    str(place),
+                    f"has no {EXPERT_SUBFOLDER[name]}, to which {weights[name]} belongs",
+                    fix=f"leave it out, or name that with pretrained_{EXPERT_SUBFOLDER[name]}_model_name_or_path",
+                )
                 for name in missing
             )
         )
+    check_files(model, flavour, experts=[name for name in experts if name not in whole])
     return experts
 
 
@@ -223,6 +234,8 @@ def announce(
         what = f"{own}{strength}" if str(own) else f"{EXPERT_SUBFOLDER[name]} of {base}, nothing added"
         who = "transformer" if context.flavour.boundary is None else f"{name}-noise expert"
         context.say(f"{who}, {steps.get(name, 0)} of {len(used)} steps: {what}")
+    if scale != 1 and not any(each.loras for each in weights.values()):
+        context.say(f"adapter_scale = {scale:g} has no effect: there is no LoRA", warning=True)
     if expert_note(context, settings) is not None:
         context.say(f"single expert: {base} has only the {experts[0]}-noise one, which makes all steps", warning=True)
     return steps
@@ -251,4 +264,4 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"cannot be made: {error.strerror}"
-        raise UserError(Problem("command line", message, "output", str(folder), "name another folder")) from None
+        raise UserError(Problem(COMMAND_LINE, message, "output", str(folder), "name another folder")) from None

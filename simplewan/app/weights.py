@@ -5,12 +5,14 @@ Nothing is written: a run may be under way in the folder that is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from simplewan.app.context import Context
 from simplewan.app.resume import finished_step
@@ -18,24 +20,37 @@ from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_stat
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
-from simplewan.events import Emit
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour
+from simplewan.events import Emit, Notice
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, experts_of, find_flavour
 from simplewan.models.adapters import attach_lora
 from simplewan.models.export import lora_file_name, read_lora
 from simplewan.models.wan.loading import load_transformer
 from simplewan.options.groups.model import ModelOptions
+from simplewan.options.sources import COMMAND_LINE
 
-COMMAND_LINE = "command line"
 LORA_FILES = "pytorch_lora_weights*.safetensors"
+LOWER_CASE = re.compile(r"(?<![a-z])(high|low)[^a-z]?noise")
+CAMEL_CASE = re.compile(r"(High|Low)[^A-Za-z]?Noise")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file and what it holds. It is read when it is found: a run may remove it before the model is loaded."""
+
+    file: Path
+    state: Mapping[str, Tensor] = field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.file)
 
 
 @dataclass(frozen=True)
 class Weights:
     """What an expert gets: LoRA files, or all of its weights (a transformer's folder, or a checkpoint's)."""
 
-    loras: tuple[Path, ...] = ()
+    loras: tuple[Stored, ...] = ()
     transformer: Path | None = None
-    checkpoint: Path | None = None
+    checkpoint: Stored | None = None
     step: int | None = None
 
     def __str__(self) -> str:
@@ -43,30 +58,42 @@ class Weights:
         return ", ".join(places) + ("" if self.step is None else f" (step {self.step})")
 
 
-def experts_of(flavour: Flavour) -> tuple[str, ...]:
-    """All experts of the model, the first to act first."""
-    return (HIGH, LOW) if flavour.boundary is not None else flavour.trained_experts
+class _Vanished(Exception):
+    """The run that is looked at has removed what was being read."""
 
 
 def find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> dict[str, Weights]:
     """For each expert the newest that the run in `output` has trained: its final weights, or a checkpoint's.
 
-    Empty when there are none. Damaged checkpoints are passed over, which is said.
+    Final weights are the newest when the run ended with them and has not been gone back on or continued since. Empty
+    when there are none. Damaged checkpoints are passed over, which is said. Raises UserError for what cannot be read.
     """
+    for _ in range(2):
+        with contextlib.suppress(_Vanished):
+            return _find_trained(output, flavour, full=full, emit=emit)
+    fix = "run it again"
+    raise UserError(Problem(str(output), "its checkpoints are removed faster than they can be read", fix=fix))
+
+
+def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> dict[str, Weights]:
     finals = {expert: _final(output, flavour, expert, full=full) for expert in experts_of(flavour)}
     found = {expert: weights for expert, weights in finals.items() if weights is not None}
+    finished = finished_step(output)
     store = CheckpointStore(output, limit=0, emit=emit, read_only=True)
-    newest_final = max((-1 if weights.step is None else weights.step for weights in found.values()), default=-1)
-    if not store.steps() or store.steps()[-1] <= newest_final:
+    ended = finished is not None and bool(found) and all(weights.step == finished for weights in found.values())
+    if ended or not store.steps():
         return found  # without reading gigabytes to verify what is not needed
     path = store.find("latest")
-    step = int(path.name.rpartition("-")[2]) if path is not None else -1
-    if path is None or step <= newest_final:
+    if path is None:
         return found
+    step = int(path.name.rpartition("-")[2])
     for expert in experts_of(flavour):
         file = path / (f"{expert}.weights.safetensors" if full else lora_file_name(flavour, expert))
-        if file.is_file():
-            found[expert] = Weights(checkpoint=file, step=step) if full else Weights(loras=(file,), step=step)
+        if file.is_file() and not (expert in found and finished is not None and found[expert].step == finished):
+            read = _read_checkpoint(file) if full else _read_lora(file)
+            found[expert] = Weights(checkpoint=read, step=step) if full else Weights(loras=(read,), step=step)
+    if not path.is_dir():
+        raise _Vanished
     return found
 
 
@@ -80,24 +107,40 @@ def _final(output: Path, flavour: Flavour, expert: str, *, full: bool) -> Weight
     if not file.is_file():
         return None
     recorded = _metadata(file).get("step", "")
-    return Weights(loras=(file,), step=int(recorded) if recorded.isdecimal() else step)
+    return Weights(loras=(_read_lora(file),), step=int(recorded) if recorded.isdecimal() else step)
 
 
-def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]]) -> dict[str, Weights]:
+def _read_lora(file: Path) -> Stored:
+    try:
+        return Stored(file, read_lora(file)[0])
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _Vanished from error
+        raise
+
+
+def _read_checkpoint(file: Path) -> Stored:
+    try:  # safetensors maps the file: it is not copied into memory here, and stays readable when it is removed
+        return Stored(file, read_part(file.parent, file.name.removesuffix(".safetensors")))
+    except FileNotFoundError as error:
+        raise _Vanished from error
+
+
+def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit: Emit) -> dict[str, Weights]:
     """Which expert gets which of the LoRA files that are `named` under "adapter", "adapter_high" and "adapter_low".
 
-    A folder stands for the LoRAs in it. A file tells its expert by its metadata, else by its name. Raises UserError
-    with all that are not there, or do not tell.
+    A folder stands for the LoRAs in it. A file tells its expert by its metadata, else by its name; metadata that speak
+    of another model or expert are warned of. Raises UserError for what is no LoRA, or with all that do not tell.
     """
     problems: list[Problem] = []
     loras: dict[str, list[Path]] = {expert: [] for expert in experts_of(flavour)}
     for key, paths in named.items():
         for path in paths:
             files = sorted(path.glob(LORA_FILES)) if path.is_dir() else [path]
-            if not files or not all(file.is_file() for file in files):
-                what = f"holds no {LORA_FILES}" if path.is_dir() else "is not there"
-                problems.append(Problem(COMMAND_LINE, what, key=key, value=str(path)))
-                continue
+            if not files:
+                problems.append(
+                    Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), _name_a_checkpoint(path))
+                )
             for file in files:
                 expert = _expert_of(file, key, flavour)
                 if expert is None:
@@ -112,9 +155,21 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]]) -> dict[
                     )
                 else:
                     loras[expert].append(file)
+                    if (doubt := _doubt(file, expert, flavour)) is not None:
+                        emit(Notice(doubt, severity="warning"))
     if problems:
         raise UserError(*problems)
-    return {expert: Weights(loras=tuple(files)) for expert, files in loras.items() if files}
+    return {
+        expert: Weights(loras=tuple(Stored(file, read_lora(file)[0]) for file in files))
+        for expert, files in loras.items()
+        if files
+    }
+
+
+def _name_a_checkpoint(folder: Path) -> str:
+    """What to do about a folder without LoRAs: until a run has ended, they lie in its checkpoints."""
+    steps = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True).steps()
+    return f"name a checkpoint in it: {folder / f'checkpoint-{steps[-1]}'}" if steps else "name the file"
 
 
 def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
@@ -122,12 +177,32 @@ def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
         return key.removeprefix("adapter_")
     if flavour.boundary is None:
         return flavour.trained_experts[0]
-    name = re.sub(r"[^a-z]", "", file.stem.lower())
-    for text in (_metadata(file).get("expert", ""), name):
-        told = [expert for expert in (HIGH, LOW) if f"{expert}noise" in text.replace("_", "")]
-        if len(told) == 1:
-            return told[0]
-    return None
+    return told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem)
+
+
+def told_expert(text: str) -> str | None:
+    """The expert that metadata or a file's name speak of, as in fox_high_noise or FoxLowNoise-v2; None if not one."""
+    told = {*LOWER_CASE.findall(text.lower()), *(word.lower() for word in CAMEL_CASE.findall(text))}
+    return told.pop() if len(told) == 1 else None
+
+
+def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
+    """What to say of a LoRA whose metadata speak of another model, or of the other expert; None if they do not."""
+    metadata = _metadata(file)
+    made_for = told_expert(metadata.get("expert", ""))
+    with contextlib.suppress(KeyError):  # a flavour that only others know says nothing
+        other = find_flavour(metadata.get("model_flavour", flavour.name))
+        if _model_name(other) != _model_name(flavour):
+            return f"{file} was trained for {other.name}, and is put on {flavour.name}"
+    if made_for is None or (made_for == expert and flavour.boundary is not None):
+        return None
+    which = f"the {expert}-noise one" if flavour.boundary is not None else f"{flavour.name}, which has one expert"
+    return f"{file} was trained for the {made_for}-noise expert, and is put on {which}"
+
+
+def _model_name(flavour: Flavour) -> str:
+    """The flavour's name without the expert that it trains."""
+    return flavour.name if flavour.stage is None else flavour.name.removesuffix(f"-{flavour.stage}")
 
 
 def _metadata(file: Path) -> Mapping[str, str]:
@@ -135,11 +210,13 @@ def _metadata(file: Path) -> Mapping[str, str]:
         with safe_open(file, framework="pt") as opened:
             return opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(Problem(str(file), f"cannot be read as safetensors ({error})")) from error
+        fix = "name a LoRA in a .safetensors file"
+        raise UserError(Problem(str(file), f"cannot be read as safetensors ({error})", fix=fix)) from error
 
 
 def load_weighted(context: Context, name: str, weights: Weights, *, scale: float) -> Expert:
     """The expert with its weights, to render with: frozen, in eval mode, on the CPU. LoRAs act times `scale`."""
+    context.check()
     if weights.transformer is not None:
         place = ModelOptions(
             pretrained_transformer_model_name_or_path=str(weights.transformer.parent),
@@ -148,20 +225,18 @@ def load_weighted(context: Context, name: str, weights: Weights, *, scale: float
         return frozen_expert(context, name, load_transformer(place, context.flavour, name, context.weight_dtype))
     expert = load_base(context, name)
     if weights.checkpoint is not None:
-        file = weights.checkpoint
-        load_full_state(expert.transformer, read_part(file.parent, file.name.removesuffix(".safetensors")))
-    for number, file in enumerate(weights.loras):
-        _attach(context, expert, file, scale=scale, adapter_name=f"lora_{number}")
+        load_full_state(expert.transformer, weights.checkpoint.state)
+    for number, lora in enumerate(weights.loras):
+        _attach(context, expert, lora, scale=scale, adapter_name=f"lora_{number}")
     return expert
 
 
-def _attach(context: Context, expert: Expert, file: Path, *, scale: float, adapter_name: str) -> None:
-    state, _ = read_lora(file)
+def _attach(context: Context, expert: Expert, lora: Stored, *, scale: float, adapter_name: str) -> None:
     try:
-        absent = attach_lora(expert.transformer, state, scale=scale, name=adapter_name)
+        absent = attach_lora(expert.transformer, lora.state, scale=scale, name=adapter_name)
     except ValueError as error:
         fix = f"it was made for another model than {context.flavour.name}, or is no LoRA of a Wan transformer"
-        raise UserError(Problem(str(file), f"does not fit: {error}", fix=fix)) from error
+        raise UserError(Problem(str(lora), f"does not fit: {error}", fix=fix)) from error
     if absent:
-        message = f"{file}: {len(absent)} of its modules are not in the model and have no effect ({absent[0]} ...)"
+        message = f"{lora}: {len(absent)} of its modules are not in the model and have no effect ({absent[0]} ...)"
         context.say(message, warning=True)

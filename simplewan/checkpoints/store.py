@@ -100,7 +100,11 @@ class CheckpointStore:
             file = path / entry["file"]
             if not file.is_file():
                 raise DamagedCheckpoint(f"{path.name}: {entry['file']} is missing")
-            if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
+            try:
+                same = file.stat().st_size == entry["size"] and sha256(file) == entry["sha256"]
+            except FileNotFoundError:  # another process rotates the checkpoints of its run
+                raise DamagedCheckpoint(f"{path.name} was removed while it was read") from None
+            if not same:
                 raise DamagedCheckpoint(f"{path.name}: {entry['file']} is not what was saved")
         return step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -33,10 +32,50 @@ ones, or those of the newest whole checkpoint. Of Wan 2.2 A14B both experts rend
   output=FOLDER         where the files go: output_dir/samples, or ./samples; nothing is overwritten
   --json                one JSON document on standard output
 
-These options count, of the configuration and as arguments:"""
-SAMPLE_KEYS = re.compile(
-    r"output_dir$|mixed_precision|vae_dtype|model_flavour|model_type|pretrained_|revision|variant|base_model_default_dtype|timestep_boundary"
-    r"|validation_(prompt|negative|resolution|num_|guidance$|shift|seed|noise)|user_prompt_library"
+These options count, of the configuration and as arguments; * marks what is still to come:"""
+# What can change a rendered clip, or where it lies; all else in a configuration is passed over.
+SAMPLE_KEYS = (
+    "output_dir",
+    "deterministic",
+    "mixed_precision",
+    "vae_dtype",
+    "model_type",
+    "model_flavour",
+    "pretrained_model_name_or_path",
+    "pretrained_transformer_model_name_or_path",
+    "pretrained_transformer_subfolder",
+    "pretrained_transformer_2_model_name_or_path",
+    "pretrained_transformer_2_subfolder",
+    "pretrained_vae_model_name_or_path",
+    "pretrained_t5_model_name_or_path",
+    "pretrained_tokenizer_model_name_or_path",
+    "revision",
+    "variant",
+    "base_model_precision",
+    "base_model_default_dtype",
+    "text_encoder_1_precision",
+    "attention_mechanism",
+    "wan_force_2_1_time_embedding",
+    "vae_enable_tiling",
+    "timestep_boundary",
+    "validation_prompt",
+    "validation_negative_prompt",
+    "user_prompt_library",
+    "validation_prompt_library",
+    "validation_resolution",
+    "validation_num_video_frames",
+    "validation_num_inference_steps",
+    "validation_guidance",
+    "validation_shift",
+    "validation_seed",
+    "validation_noise_scheduler",
+    "validation_preview",
+    "validation_preview_steps",
+    "validation_guidance_skip_layers",
+    "validation_guidance_skip_layers_start",
+    "validation_guidance_skip_layers_stop",
+    "validation_guidance_skip_scale",
+    "validation_using_datasets",
 )
 NAME_WIDTH = 46
 
@@ -70,7 +109,7 @@ def train_help() -> str:
 def sample_help() -> str:
     """The usage of `sample`, then one line for each option that it reads."""
     width = _width()
-    wanted = (record for record in option_records() if SAMPLE_KEYS.match(record["key"]))
+    wanted = (record for record in option_records() if record["key"] in SAMPLE_KEYS)
     return "\n".join([SAMPLE_USAGE, *(_short(record, width) for record in wanted)])
 
 

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.arguments import BOOLEANS, Arguments, parse
 from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
-from simplewan.cli.listing import sample_help
+from simplewan.cli.listing import SAMPLE_KEYS, sample_help
 from simplewan.errors import EXIT_DONE, Problem, UserError
 from simplewan.options import Loaded
-from simplewan.options.catalogue import catalogue
+from simplewan.options.groups.validation import MAX_SEED
 from simplewan.options.prompts import read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings
 from simplewan.reporting.quiet import settle_environment
@@ -27,7 +27,8 @@ ADAPTERS = ("adapter", "adapter_high", "adapter_low")
 OWN = ("prompt", "prompts", "seed", *ADAPTERS, "adapter_scale", "output")
 FLAGS = ("json",)
 NONE = "none"
-GROUPS = ("model", "validation")  # what is to come elsewhere does not concern rendering
+PROMPTS_FIX = "name a text file with one prompt a line, or a JSON object of names and prompts"
+TRUE = ("true", "1", "yes", "on", "t", "y")
 
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
@@ -47,17 +48,17 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     loaded = load_configuration(
         arguments, config, environ, placeholders, unprepared=tuple(placeholders), training=False
     )
-    later = [problem for problem in loaded.later if _concerns(problem)]
+    later = [problem for problem in loaded.later if problem.key in SAMPLE_KEYS]
     if later:
         return refuse(later, loaded.notices)
     if not prompts and not _has_prompts(loaded):
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
         raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
-    from simplewan.models.wan.sources import check_files, present_experts
+    from simplewan.models.wan.sources import check_files
 
-    if arguments.example is None:  # the model of an example may have to be made first
-        model = loaded.options.model
-        check_files(model, loaded.flavour, experts=present_experts(model, loaded.flavour))
+    if not placeholders:  # the model of an example may have to be made first
+        # Which transformers are needed is known when it is known what was trained.
+        check_files(loaded.options.model, loaded.flavour, experts=())
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     example = arguments.example or arguments.env
@@ -88,12 +89,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     return outcome.exit_code
 
 
-def _concerns(problem: Problem) -> bool:
-    """Whether what is to come would change what is rendered."""
-    declared = catalogue().get(problem.key or "")
-    return declared is not None and declared.group in GROUPS
-
-
 def _has_prompts(loaded: Loaded) -> bool:
     options = loaded.options.validation
     return bool(options.validation_prompt or loaded.prompts or options.validation_prompt_library)
@@ -112,7 +107,7 @@ def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str
         before = len(prompts), len(arguments.problems)
         prompts += _read_file(path, arguments, environ)
         if before == (len(prompts), len(arguments.problems)):
-            arguments.problems.append(Problem(COMMAND_LINE, "holds no prompt", "prompts", name))
+            arguments.problems.append(Problem(COMMAND_LINE, "holds no prompt", "prompts", name, PROMPTS_FIX))
     return prompts
 
 
@@ -121,7 +116,7 @@ def _read_file(path: Path, arguments: Arguments, environ: Mapping[str, str]) -> 
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        arguments.problems.append(Problem(COMMAND_LINE, f"cannot be read: {why}", "prompts", str(path)))
+        arguments.problems.append(Problem(COMMAND_LINE, f"cannot be read: {why}", "prompts", str(path), PROMPTS_FIX))
         return []
     if path.suffix.lower() == ".json" or text.lstrip().startswith("{"):
         findings = Findings()
@@ -134,12 +129,11 @@ def _read_file(path: Path, arguments: Arguments, environ: Mapping[str, str]) -> 
 
 def _seeds(arguments: Arguments) -> tuple[int, ...]:
     words = [word.strip() for value in arguments.own.get("seed", []) for word in value.split(",")]
-    if not all(word.isdecimal() for word in words):
-        given = ",".join(words)
-        problem = Problem(
-            COMMAND_LINE, "is not a list of whole numbers", "seed", given, 'write "seed=1" or "seed=1,2,3"'
-        )
-        arguments.problems.append(problem)
+    numbers = all(word.isascii() and word.isdecimal() for word in words)
+    if not numbers or any(len(word) > 20 or int(word) > MAX_SEED for word in words):
+        message = "is larger than a seed can be" if numbers else "is not a list of whole numbers"
+        fix = 'write "seed=1" or "seed=1,2,3"'
+        arguments.problems.append(Problem(COMMAND_LINE, message, "seed", ",".join(words), fix))
         return ()
     return tuple(dict.fromkeys(map(int, words)))
 
@@ -151,7 +145,8 @@ def _scale(arguments: Arguments) -> float:
     except ValueError:
         scale = math.nan
     if not math.isfinite(scale):
-        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", "adapter_scale", value))
+        fix = "1 is the strength of the training, 0.5 half of it"
+        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", "adapter_scale", value, fix))
     return scale
 
 
@@ -167,9 +162,14 @@ def _adapters(arguments: Arguments) -> dict[str, list[Path]] | None:
     for key, values in files.items():
         for value in values:
             if not Path(value).expanduser().exists():
-                arguments.problems.append(Problem(COMMAND_LINE, "is not there", key, value))
+                fix = "name a LoRA file, a folder with some, or none"
+                arguments.problems.append(Problem(COMMAND_LINE, "is not there", key, value, fix))
     return {key: [Path(value).expanduser() for value in values] for key, values in files.items()}
 
 
 def _flag(arguments: Arguments, key: str) -> bool:
-    return arguments.own.get(key, ["false"])[-1].lower() in ("true", "1", "yes", "on", "t", "y")
+    value = arguments.own.get(key, ["false"])[-1].lower()
+    if value not in BOOLEANS:
+        fix = f"write --{key} alone, or leave it out"
+        arguments.problems.append(Problem(COMMAND_LINE, "is neither true nor false", key, value, fix))
+    return value in TRUE

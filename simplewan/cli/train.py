@@ -29,8 +29,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return refuse(loaded.later, loaded.notices)
     from simplewan.models.wan.sources import check_files
 
-    if arguments.example is None:
-        options = loaded.options  # the model of an example may have to be made first
+    if not placeholders:  # the model of an example may have to be made first
+        options = loaded.options
         check_files(options.model, loaded.flavour, with_other_stage=options.validation.loads_other_stage)
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from simplewan.data.media import write_mp4
-from simplewan.errors import Interrupted
+from simplewan.errors import Interrupted, TrainingFailure
 from simplewan.events import Emit, ErrorHappened, Progress, Stage, ValidationRendered
 from simplewan.flavours import Flavour
 from simplewan.validation.clips import contact_sheet, save_png
@@ -27,14 +27,14 @@ from simplewan.validation.prompts import Prompt, latent_shape
 from simplewan.validation.sampling import Guidance, Predict, initial_noise, make_scheduler, needs_negative, sample
 
 STAGE = "validation"
+OUT_OF_MEMORY = "the GPU has too little memory: smaller clips (validation_resolution, validation_num_video_frames) help"
 
 
 @dataclass(frozen=True)
 class RenderSettings:
     """What is rendered, and where: `folder` is output_dir/validation. `sizes` are (width, height) in pixels.
 
-    `boundary` is the sigma at which the experts change; None where one network makes all steps. `fps` None is the
-    flavour's.
+    `boundary` is the sigma at which the experts change; None where one network makes all steps.
     """
 
     folder: Path
@@ -49,7 +49,6 @@ class RenderSettings:
     negative_prompt: str
     scheduler: str
     boundary: float | None = None
-    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,9 @@ class Clip:
 class Renderer:
     """Renders clips one after the other.
 
-    `open_predict()` makes the network ready (eval mode, adapters on) for the time of a `with` block. `embeds(text)` is
-    the text embedding (1, L, D) of a prompt, encoded beforehand; `decode` turns latents (1, C, F, H, W) into pixels
+    `open_predict()` makes the network ready (eval mode, adapters on) for the time of a `with` block; the
+    TrainingFailure of one that cannot put the trained network back passes through. `embeds(text)` is the text
+    embedding (1, L, D) of a prompt, encoded beforehand; `decode` turns latents (1, C, F, H, W) into pixels
     (1, 3, F, H, W) in -1..1. `check` raises Interrupted when the run is to stop. `key` names the work in events, and
     `otherwise` says in the announcement of a failure what happens then.
     """
@@ -101,19 +101,20 @@ class Renderer:
         `rendered(clip, seconds)` is called when the files of a clip are written.
         """
         self._emit(Stage(self._key, label))
+        failed, due = 0, len(clips)
         try:
             with self._open_predict() as predict:
-                failed = 0
                 for index, clip in enumerate(clips):
                     began = time.monotonic()
                     if self._attempt(predict, clip, (index, len(clips)), where):
                         rendered(clip, time.monotonic() - began)
                     else:
                         failed += 1
-        except Interrupted:
+                    due -= 1
+        except (Interrupted, TrainingFailure):
             raise
         except Exception as error:  # noqa: BLE001  validation must never cost a run its training
-            failed = len(clips)
+            failed += due  # none, when only the closing failed
             self._report(error, where=where)
         status = "failed" if failed else "completed"
         self._emit(Stage(self._key, label, status, f"{failed} of {len(clips)} clips failed" if failed else None))
@@ -123,9 +124,9 @@ class Renderer:
         """Renders one clip, number `place[0]` (from 0) of `place[1]`; False when that failed."""
         try:
             frames = to_frames(self._decode(self._sample(predict, clip, place)))
-            write_mp4(clip.video, frames, self._settings.fps or self._settings.flavour.fps)
+            write_mp4(clip.video, frames, self._settings.flavour.fps)
             save_png(contact_sheet(frames, caption=clip.caption), clip.sheet)
-        except Interrupted:
+        except (Interrupted, TrainingFailure):
             raise
         except Exception as error:  # noqa: BLE001  one clip that fails must not cost the others, nor the run
             self._report(error, where=f"{where}, prompt {clip.prompt.name!r}")
@@ -159,9 +160,11 @@ class Renderer:
     def _report(self, error: Exception, *, where: str) -> None:
         origin = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(origin.filename).name}:{origin.lineno}"
-        self._emit(ErrorHappened(f"{type(error).__name__}: {error} ({place}); {self._otherwise}", where))
+        what = f"{type(error).__name__}: {error} ({place})"
         if isinstance(error, torch.OutOfMemoryError):
+            what = f"{OUT_OF_MEMORY} ({place})"
             torch.cuda.empty_cache()
+        self._emit(ErrorHappened(f"{what}; {self._otherwise}", where))
 
 
 class Validator:

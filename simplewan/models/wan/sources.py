@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour, other_stage
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, experts_of, other_stage
 
 WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -170,7 +170,8 @@ def check_files(
     if with_other_stage and other is not None:
         for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
             fix = "give the model that part, or set wan_validation_load_other_stage, which needs it, to false"
-            problems.append(replace(problem, fix=fix))
+            if problem not in problems:  # a model that is not there at all is told once
+                problems.append(replace(problem, fix=fix))
     unique = list({str(problem): problem for problem in problems}.values())
     if unique:
         raise UserError(*unique)
@@ -193,8 +194,9 @@ def present_experts(model: ModelSource, flavour: Flavour) -> tuple[str, ...]:
 
     Where none is there, those that `flavour` trains, so that `check_files` says what is missing.
     """
-    experts = (HIGH, LOW) if flavour.boundary is not None else flavour.trained_experts
-    present = tuple(expert for expert in experts if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert])))
+    present = tuple(
+        expert for expert in experts_of(flavour) if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert]))
+    )
     return present or flavour.trained_experts
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from simplewan.options.declare import Group, option
 from simplewan.options.values import Integers, Numbers, ValidationSizes
 
+MAX_SEED = 2**64 - 1  # of torch's generators
 _SKIP = "validation_guidance_skip_layers"
 
 
@@ -50,7 +51,7 @@ class ValidationOptions(Group):
     validation_shift: float | None = option(
         None, minimum=0, restart_safe=True, help="Timestep shift of rendering; none (or 0) takes the flavour's."
     )
-    validation_seed: int = option(42, minimum=0, restart_safe=True, help="Seed of the first noise.")
+    validation_seed: int = option(42, minimum=0, maximum=MAX_SEED, restart_safe=True, help="Seed of the first noise.")
     validation_noise_scheduler: str = option(
         "unipc",
         choices=("unipc", "euler", "euler-beta"),
