@@ -208,7 +208,7 @@ def test_a_run_that_goes_on_elsewhere_is_not_taken_for_the_finished_one(run: Tra
     # Back to step 1 with another rate; killed while the data is looked at: the log and the checkpoints still agree.
     other = (*arguments, "learning_rate=0.1")
     back = (*other, "resume_from_checkpoint=checkpoint-1")
-    assert run("out", *back, point=Point("simplewan.app.samples:scan")) == KILLED
+    assert run("out", *back, point=Point("simplewan.app.gathering:scan")) == KILLED
     assert [record["step"] for record in records(out, "metric")] == [1]
     assert CheckpointStore(out, limit=0, emit=silent).steps() == [1]
     # Killed after the last checkpoint, before the final weights: those of the first run are still there.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simplewan.app.context import Context
-from simplewan.app.samples import Gathered
+from simplewan.app.gathering import Gathered
 from simplewan.errors import Problem, UserError
 
 GIB = 2**30

@@ -15,7 +15,7 @@ import torch
 from simplewan.app.budget import check_disk
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
-from simplewan.app.samples import Gathered
+from simplewan.app.gathering import Gathered
 from simplewan.batches.batch import Batch, collate
 from simplewan.batches.sampler import DROPPED, BatchSpec
 from simplewan.caches.fill import Filled, ItemError, fill
