@@ -11,9 +11,9 @@ import torch
 
 from simplewan.app.caching import Caches
 from simplewan.app.context import Context
+from simplewan.app.gathering import Gathered
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
-from simplewan.app.gathering import Gathered
 from simplewan.flavours import other_stage
 from simplewan.models.wan.loading import locate_transformer
 from simplewan.objectives.flow import sample_sigmas
