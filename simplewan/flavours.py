@@ -96,7 +96,7 @@ def _mini(stage: str) -> Flavour:
         vae=VAE_21,
         fps=16.0,
         steps=20,
-        guidance=(4.0, 4.0),
+        guidance=(2.0, 2.0),
         validation_shift=5.0,
         training_shift=5.0,
         boundary=0.875,

@@ -75,6 +75,7 @@ def test_tensorboard_has_figures_and_clips(tmp_path: Path) -> None:
 
 def test_tensorboard_hides_the_steps_that_a_resume_does_again(tmp_path: Path) -> None:
     _track(["tensorboard"], _settings(tmp_path), *(_metric(step, 1.0) for step in range(1, 8)))
+    time.sleep(1.1)  # files are read in the order of their names, which hold the second
     _track(["tensorboard"], _settings(tmp_path, resumed_step=4), *(_metric(step, 3.0) for step in (5, 6)))
     values = [(item.step, item.value) for item in _read(tmp_path).Scalars("high/loss")]
     assert values == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 3.0), (6, 3.0)]

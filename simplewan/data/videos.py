@@ -103,7 +103,7 @@ def _video_stream(container: Any) -> Any:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
                 raise MediaError("its codec is not known here")
-            stream.thread_type = "AUTO"
+            stream.thread_type = "SLICE"  # with threads by frame, damage is sometimes not reported
             return stream
     raise MediaError("holds no video, only sound" if container.streams.audio else "holds no video")
 
