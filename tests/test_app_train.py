@@ -189,8 +189,8 @@ def test_a_changed_configuration_is_refused_by_name(
 
 def test_epochs_end_a_run(run: Run, tmp_path: Path) -> None:
     assert run("out", *QUIET, "max_train_steps=0", "num_train_epochs=1", "checkpoint_epoch_interval=1") == 0
-    assert len(records(tmp_path / "out", "metric")) == 6  # 24 clips, 4 a batch
-    assert (tmp_path / "out" / "checkpoint-6" / "manifest.json").exists()
+    assert len(records(tmp_path / "out", "metric")) == 3  # 24 clips, 8 a batch
+    assert (tmp_path / "out" / "checkpoint-3" / "manifest.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +356,7 @@ def test_a_permitted_change_is_recorded(run: Run, tmp_path: Path) -> None:
     assert run("out", *QUIET, "max_train_steps=1") == 0
     assert run("out", *QUIET, "max_train_steps=2", "learning_rate=1e-5") == 0
     (said,) = [record["message"] for record in records(tmp_path / "out", "notice") if "resuming" in record["message"]]
-    assert "learning_rate 0.005 -> 1e-05" in said
+    assert "learning_rate 0.001 -> 1e-05" in said
     assert "max_train_steps 1 -> 2" in said
 
 

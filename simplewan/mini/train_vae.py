@@ -34,7 +34,7 @@ SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
 OBJECT_WEIGHT = 4.0
 # The first channels are taught to be the picture itself, small: the last frame that a latent frame stands for, two by
 # two averages of a latent pixel, three colours. Left to itself the encoder finds a code that transformers of this size
-# learn badly: after 4,000 steps 45% of the colours were right, against nearly all after 1,200 on small pictures.
+# learn badly (docs/miniature.md).
 SMALL_PICTURE, SMALL_PICTURE_SCALE, SMALL_PICTURE_WEIGHT = 12, 2.0, 0.25
 # Noise on the latents, as a share of each channel's spread, takes the place of a learned posterior: near latents are
 # near pictures, and the decoder forgives what a transformer gets wrong.
