@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_nothing_names_a_package_index_or_a_machine() -> None:
         if path.is_file() and path != Path(__file__) and address.search(path.read_bytes())
     ]
     assert found == []
+
+
+def test_the_weights_name_no_folder_of_those_who_made_them() -> None:
+    configurations = list((ROOT / "simplewan" / "mini" / "weights").rglob("*.json"))
+    assert configurations
+    named = {str(path): json.loads(path.read_text(encoding="utf-8")).get("_name_or_path") for path in configurations}
+    assert not any(named.values())
 
 
 def test_large_files_stay_out_of_git() -> None:

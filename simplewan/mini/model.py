@@ -52,6 +52,8 @@ def save_model(
     experts: Mapping[str, Any],
 ) -> None:
     """Writes the parts as a Wan 2.2 folder in diffusers' layout; `experts` are those called "high" and "low"."""
+    for part in (vae, *experts.values()):
+        part.register_to_config(_name_or_path="")  # diffusers notes where a part was read from: a path of the maker's
     # The settings of the published Wan folders; shift and boundary are those of the flavour's rows.
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction",
