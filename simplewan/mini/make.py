@@ -1,10 +1,9 @@
 """Makes the miniature's trained weights from nothing: `python -m simplewan.mini.make FOLDER`.
 
 Imports the makers of this room; the transformers are trained by `simpletuner train` in a process of its own, from the
-JSON files in `recipes/`, like anybody's model. A part that is there is not made again, and one that
-was stopped goes on from its last checkpoint (the text encoder, a matter of minutes, begins anew), so the command can be
-killed and given again. What belongs into the package comes to
-lie in FOLDER/model, weights in bfloat16. docs/miniature.md has the times and the results.
+JSON files in `recipes/`, like anybody's model. A part that is there is not made again, and one that was stopped goes on
+from its last checkpoint (the text encoder, a matter of minutes, begins anew), so the command can be killed and given
+again. What belongs into the package comes to lie in FOLDER/model, weights in bfloat16. docs/miniature.md tells more.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from simplewan.flavours import EXPERT_SUBFOLDER
@@ -37,21 +36,15 @@ QUICKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC
 def make(folder: Path) -> Path:
     """Make whatever is missing in `folder`; returns the finished model's folder."""
     for name, (seed, count) in DATASETS.items():
-        if _missing(folder / "clips" / name):
-            _whole(folder / "clips" / name, partial(write_dataset, seed=seed, count=count))
-    if _missing(folder / "text"):
-        _whole(folder / "text", partial(_script, "train_text"))
-    if _missing(folder / "vae"):
-        _whole(folder / "vae", partial(_script, "train_vae"))
-    if _missing(folder / "decoder"):
-        _whole(folder / "decoder", partial(_script, "train_vae", refine=folder / "vae"))
-    if _missing(folder / "untrained"):
-        _whole(folder / "untrained", lambda path: _assemble(folder, path, trained=False))
+        _once(folder / "clips" / name, partial(write_dataset, seed=seed, count=count))
+    _once(folder / "text", partial(_script, "train_text"))
+    _once(folder / "vae", partial(_script, "train_vae"))
+    _once(folder / "decoder", partial(_script, "train_vae", refine=folder / "vae"))
+    _once(folder / "untrained", partial(_assemble, folder, trained=False))
     for expert, part in EXPERT_SUBFOLDER.items():
-        if _missing(folder / expert / part):
+        if not (folder / expert / part).exists():
             train_expert(folder, expert)
-    if _missing(folder / "model"):
-        _whole(folder / "model", lambda path: _assemble(folder, path, trained=True))
+    _once(folder / "model", partial(_assemble, folder, trained=True))
     return folder / "model"
 
 
@@ -69,12 +62,10 @@ def _script(name: str, folder: Path, *, refine: Path | None = None) -> None:
     subprocess.run(command, env={**os.environ, **QUICKER}, check=True)
 
 
-def _missing(folder: Path) -> bool:
-    return not folder.exists()
-
-
-def _whole(folder: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a folder that gets its name only when all is in it."""
+def _once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a folder, unless it is there; it gets its name only when all is in it."""
+    if folder.exists():
+        return
     temporary = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     write(temporary)
@@ -83,10 +74,11 @@ def _whole(folder: Path, write: Callable[[Path], object]) -> None:
 
 def _assemble(folder: Path, target: Path, *, trained: bool) -> None:
     """Writes the model folder from its parts; the transformers fresh from the seed, or as trained, in bfloat16."""
-    experts: dict[str, Any] = {}
-    for number, (expert, part) in enumerate(EXPERT_SUBFOLDER.items()):
-        fresh: Any = untrained_transformer(SEED + number)
-        experts[expert] = fresh.from_pretrained(folder / expert / part) if trained else fresh
+    transformer: Any = WanTransformer3DModel
+    experts = {
+        expert: transformer.from_pretrained(folder / expert / part) if trained else untrained_transformer(SEED + number)
+        for number, (expert, part) in enumerate(EXPERT_SUBFOLDER.items())
+    }
     vae: Any = AutoencoderKLWan
     text_encoder: Any = UMT5EncoderModel
     dtype = torch.bfloat16 if trained else torch.float32
