@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from simplewan.mini.draw import HELD_BACK, caption, is_held_out, random_scene
 from simplewan.mini.measure import Seen, measure
 from simplewan.mini.model import FLAVOUR, WEIGHTS
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
+from simplewan.models.export import read_lora
 from simplewan.reporting.quiet import quiet_loading_bars
 
 SIZES = ("64x64", "80x48", "48x80")
@@ -117,13 +119,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def run(arguments: argparse.Namespace) -> list[Result]:
-    """Renders and judges all rows; writes a contact sheet of each when asked to."""
+def run(arguments: argparse.Namespace) -> Iterator[list[Result]]:
+    """Renders and judges row after row, yields its results, and writes its contact sheet when asked to."""
     counts = {OLD_WORLD: arguments.count, **dict.fromkeys(HELD_BACK, -(-arguments.count // 4))}
     sets = {name: make_prompts(name, counts[name], sizes=arguments.sizes) for name in arguments.sets}
     everything = [prompt for prompts in sets.values() for prompt in prompts]
-    results = []
     for row, render in make_rows(arguments).items():
+        results = []
         started = time.perf_counter()
         clips = render(everything)
         seconds = time.perf_counter() - started
@@ -139,7 +141,7 @@ def run(arguments: argparse.Namespace) -> list[Result]:
             lines += [Line(clip, p.text, describe(found), wrong(found, p.scene)) for clip, p, found in shown]
         if arguments.sheet is not None:
             save_sheet(arguments.sheet.with_stem(f"{arguments.sheet.stem}-{row}"), lines)
-    return results
+        yield results
 
 
 def describe(seen: Seen) -> str:
@@ -202,6 +204,12 @@ def document(results: Sequence[Result]) -> list[dict[str, object]]:
     return found
 
 
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64x64")
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     flags = argparse.ArgumentParser(
@@ -220,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--rows", nargs="+", choices=ROWS, help="default: all that can be made")
     flags.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="sets of prompts; default: all")
     flags.add_argument("--count", type=int, default=128, help="old-world prompts; a quarter of it for each concept")
-    flags.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH")
+    flags.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="WxH")
     flags.add_argument("--steps", type=int, default=20, help="UniPC steps (default: 20)")
     flags.add_argument("--guidance", type=float, nargs="+", help="one scale, or low and high; default: the flavour's")
     flags.add_argument("--shift", type=float, help="flow shift; default: the flavour's")
@@ -246,18 +254,29 @@ def main(words: Sequence[str] | None = None) -> int:
         flags.error("--guidance takes one scale, or two: low and high")
     if "lora" in (arguments.rows or ()) and not (arguments.lora_high or arguments.lora_low):
         flags.error("--rows lora needs a file: --lora-high or --lora-low")
-    if arguments.lora_low and not (arguments.model / "transformer_2").is_dir():
-        flags.error(f"--lora-low: {arguments.model} has no transformer_2")
+    if arguments.sheet_clips < 1:
+        flags.error("--sheet-clips is at least 1")
+    if arguments.sheet is not None and arguments.sheet.suffix.lower() != ".png":
+        flags.error(f"--sheet {arguments.sheet}: the name must end in .png")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     quiet_loading_bars()
+    results: list[Result] = []
+    code = 0
     try:
-        results = run(arguments)
+        for file in filter(None, (arguments.lora_high, arguments.lora_low)):
+            read_lora(file)  # it is needed last, and what is wrong with it should be known first
+        for found in run(arguments):
+            results += found
     except (UserError, ValueError) as error:
         print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(document(results), indent=2) if arguments.json else table(results, intervals=arguments.intervals))
-    return 0
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    if results or not code:
+        shown = json.dumps(document(results), indent=2) if arguments.json else None
+        print(shown or table(results, intervals=arguments.intervals))
+    return code
 
 
 if __name__ == "__main__":

@@ -28,7 +28,14 @@ from simplewan.models.wan.text import encode_prompts, pad_embeds
 from simplewan.models.wan.vae import decode, encode, place
 from simplewan.options.groups.model import ModelOptions
 from simplewan.validation.runner import to_frames
-from simplewan.validation.sampling import Guidance, initial_noise, make_scheduler, needs_negative, sample
+from simplewan.validation.sampling import (
+    Guidance,
+    initial_noise,
+    make_scheduler,
+    needs_negative,
+    sample,
+    scale_per_expert,
+)
 
 
 @dataclass(frozen=True)
@@ -107,12 +114,14 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
     Raises UserError or ValueError when a part or a file does not fit.
     """
     embeds = _embeds(prompts, settings)
-    forwards = {
-        expert: WanForward(load_expert(settings, expert, (loras or {}).get(expert))) for expert in settings.experts
-    }
+    loras = loras or {}
+    if unused := sorted(set(loras) - set(settings.experts)):
+        raise ValueError(f"{loras[unused[0]]}: {settings.folder} has no {unused[0]}-noise expert to put it on")
+    forwards = {expert: WanForward(load_expert(settings, expert, loras.get(expert))) for expert in settings.experts}
     usual = settings.flavour.boundary if settings.boundary is None else settings.boundary
     boundary = usual if len(forwards) > 1 else None
-    alone = next(iter(forwards.values()))  # makes all steps where it has no other beside it
+    first, alone = next(iter(forwards.items()))  # makes all steps where it has no other beside it
+    guidance = settings.guidance if len(forwards) > 1 else scale_per_expert(settings.guidance)[first]
     vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
     tokens = settings.flavour.text_tokens
 
@@ -132,9 +141,9 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
             make_scheduler(settings.scheduler, settings.shift),
             noise(group, settings.flavour).to(settings.device),
             positive,
-            negative if needs_negative(settings.guidance) else None,
+            negative if needs_negative(guidance) else None,
             num_steps=settings.num_steps,
-            guidance=settings.guidance,
+            guidance=guidance,
             boundary=boundary,
         )
         return decode(vae, latents)

@@ -61,6 +61,11 @@ class Flavour:
         """The experts this flavour trains; a model with one transformer has the one expert "high" (`transformer`)."""
         return (self.stage,) if self.stage else (HIGH,)
 
+    @property
+    def model_name(self) -> str:
+        """The name without the expert that is trained: flavours that share it are of one model."""
+        return self.name if self.stage is None else self.name.removesuffix(f"-{self.stage}")
+
     def sigma_bounds(self, expert: str) -> tuple[float, float]:
         """The sigmas (0..1) on which `expert` is trained: its side of the boundary, or all."""
         if self.boundary is None:

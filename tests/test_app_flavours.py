@@ -113,7 +113,9 @@ def test_the_other_stage_renders_its_side_of_the_boundary(
     assert [expert for expert, _ in asked] == ["high"] * 6 + ["low"] * 3  # guidance 2 above, none below
     assert all((timestep >= 875) == (expert == "high") for expert, timestep in asked)
     AcceleratorState._reset_state(reset_partial_state=True)
+    asked.clear()
     assert main([*arguments, *rest, f"output_dir={tmp_path / 'alone'}"]) == 0
+    assert len(asked) == 6  # with its own guidance, which is none
     notes = {}
     for name in ("both", "alone"):
         lines = (tmp_path / name / "events.jsonl").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
@@ -146,6 +147,12 @@ def test_files_are_real_and_named_and_not_overwritten(
         assert Image.open(record["sheet"]).width > 100
         assert record["experts"] == {"high": 3, "low": 3} and record["boundary"] == 875 and record["note"] is None
         assert record["seconds"] > 0
+    with (Path("here") / ".a_red_circle_moves_left.claim").open("a") as claim:  # of another process, not yet done
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0
+        assert "here/a_red_circle_moves_left_2.mp4" in capfd.readouterr().out
+    for end in ("mp4", "png"):
+        Path(f"here/a_red_circle_moves_left_2.{end}").unlink()
     first = Path(records[0]["video"]).read_bytes()
     assert Path(records[1]["video"]).read_bytes() != first
     assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0
@@ -296,6 +303,10 @@ def test_a_full_fine_tune_is_used_finished_or_not(
     rest = tmp_path / "rest"  # the base need not hold what the run has all of
     shutil.copytree(model, rest, ignore=lambda _folder, names: {"transformer", "transformer_2"} & set(names))
     assert "low-noise expert, 6 of 6 steps: out/transformer_2" in rendered(rest, capfd, "model_type=full")[1]
+    clip, said = rendered(model, capfd)  # the run's own record says how it was trained
+    assert clip == expected and "out/transformer_2 (step 2)" in said
+    assert sample(model, "--config", "config.json", "model_flavour=t2v-480p-1.3b-2.1") == 2
+    assert "model_flavour=t2v-mini-low, or adapter=none" in capfd.readouterr().err
     shutil.rmtree("out/transformer_2")
     clip, said = rendered(model, capfd, "model_type=full")
     assert clip == expected and "checkpoint-2" in said
@@ -370,6 +381,39 @@ def test_a_lora_of_another_model_or_expert_is_warned_of(
         assert sample(model, *quick, *words) == 0
         said = capfd.readouterr().err
         assert (wanted is None and "trained for" not in said) or (wanted is not None and wanted in said), said
+
+
+def test_of_a_folder_an_expert_gets_what_is_not_the_others(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for expert, name in (("high", HIGH_FILE), ("low", LOW_FILE)):
+        write_lora(tmp_path / "both" / name, expert, seed=1, tells=False)
+    quick = ("prompt=a cat", "validation_num_inference_steps=4")
+    assert sample(model, *quick, f"adapter_high={tmp_path / 'both'}") == 0
+    said = capfd.readouterr().err
+    assert HIGH_FILE in said and LOW_FILE not in said
+    (tmp_path / "both" / HIGH_FILE).unlink()
+    assert sample(model, *quick, f"adapter_high={tmp_path / 'both'}") == 2
+    assert "holds no pytorch_lora_weights" in capfd.readouterr().err
+
+
+def test_a_vae_that_cannot_be_read_is_told_before_anything_is_rendered(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (file,) = broken.glob("vae/*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+    monkeypatch.setattr(rendering.Turns, "load_all", lambda _turns: pytest.fail("experts were loaded"))
+    assert sample(broken, "prompt=a cat") == 2
+
+
+@pytest.mark.parametrize(("flavour", "guidance"), [("t2v-mini-low", "[1, 2, 3]"), ("t2v-480p-1.3b-2.1", "[5, 3]")])
+def test_guidance_has_a_number_for_each_expert_at_most(
+    flavour: str, guidance: str, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(model, "prompt=a cat", f"model_flavour={flavour}", f"validation_guidance={guidance}") == 2
+    assert f"is too many numbers for {flavour}" in capfd.readouterr().err
 
 
 def test_a_strength_of_no_lora_is_remarked_on(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -488,7 +532,7 @@ def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytes
     assert "Traceback" not in capfd.readouterr().err
     (tmp_path / "file").write_text("")
     assert sample(model, "prompt=x", "output=file/below") == 2
-    assert "output = 'file/below' cannot be made" in capfd.readouterr().err
+    assert "output = 'file/below' cannot be written" in capfd.readouterr().err
     assert sample(model, "prompt=x", "validation_preview=true") == 2
     assert "still to come" in capfd.readouterr().err
     # What is to come for training alone does not matter here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks import quality
 from benchmarks.contact_sheet import Line, save_sheet
 from benchmarks.quality import (
     ASKED,
@@ -31,7 +33,7 @@ from benchmarks.quality import (
 )
 from benchmarks.rendering import Prompt, Settings, drawn, generated, load_expert, noise, uniform_noise
 from simplewan.flavours import HIGH, LOW, find_flavour
-from simplewan.mini.draw import HELD_BACK, MovingShape, Scene, caption
+from simplewan.mini.draw import HELD_BACK, MovingShape, Scene, caption, is_held_out
 from simplewan.mini.measure import measure
 from simplewan.mini.model import WEIGHTS, build_model
 from simplewan.mini.score import Score
@@ -59,6 +61,7 @@ def test_prompts_are_held_out_steady_and_show_their_concept() -> None:
         assert len({prompt.seed for prompt in prompts}) == 12
         assert {(prompt.scene.width, prompt.scene.height) for prompt in prompts} == {(64, 64), (80, 48), (48, 80)}
         for prompt in prompts:
+            assert is_held_out(caption(prompt.scene))
             found = [word for word in caption(prompt.scene).replace(";", "").split() if word in HELD_BACK]
             assert found == ([] if name == OLD_WORLD else [name])
     assert make_prompts(OLD_WORLD, 2, seed=HELD_OUT_SEED + 1) != make_prompts(OLD_WORLD, 2)
@@ -179,6 +182,38 @@ def test_a_boundary_of_zero_leaves_all_steps_to_the_high_noise_expert(settings: 
     assert (never == generated(prompts, replace(settings, folder=alone))[0]).all()
 
 
+def test_each_lora_goes_to_its_expert_and_what_was_measured_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Path]] = []
+
+    def rendered(
+        prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Path] | None = None
+    ) -> list[np.ndarray]:
+        asked.append(loras or {})
+        if loras:
+            raise ValueError("does not fit")
+        return drawn(prompts)
+
+    monkeypatch.setattr(quality, "generated", rendered)
+    files = {expert: tmp_path / f"{expert}.safetensors" for expert in (HIGH, LOW)}
+    key = "transformer.blocks.0.attn1.to_q"
+    for file in files.values():
+        save_file({f"{key}.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}, file)
+    words = ["--model", str(folder), "--count", "1", "--rows", "base", "lora", "--sets", OLD_WORLD]
+    assert main([*words, "--lora-high", str(files[HIGH]), "--lora-low", str(files[LOW])]) == 2
+    assert asked == [{}, files]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].startswith("base") and "does not fit" in captured.err
+
+
+def test_a_lora_of_an_expert_that_is_not_there_is_refused(settings: Settings, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(settings.folder, alone, ignore=shutil.ignore_patterns("transformer"))
+    with pytest.raises(ValueError, match="no high-noise expert"):
+        generated([Prompt(SHORT, 7)], replace(settings, folder=alone), {HIGH: tmp_path / "any"})
+
+
 def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(folder), "--count", "2", "--steps", "2", "--sizes", "64x64", "--guidance", "2", "3"]
     sets = ["--sets", OLD_WORLD, "gimbles"]
@@ -192,9 +227,15 @@ def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert found[1]["scores"][ASKED] == {"right": 1, "total": 1, "percent": 100.0, "low": 20.65, "high": 100.0}
     assert {path.name for path in tmp_path.iterdir()} == {f"sheet-{row}.png" for row in rows}
     assert main(["--model", str(tmp_path / "nowhere"), "--rows", "ceiling"]) == 2
-    with pytest.raises(SystemExit):
-        main(["--model", str(tmp_path), "--lora-low", "file"])
-    for words in (["--rows", "lora"], ["--flavour", "t2v-mini"]):
+    assert main(["--model", str(folder), "--rows", "lora", "--lora-low", "file"]) == 2
+    mistakes = (
+        ["--rows", "lora"],
+        ["--flavour", "t2v-mini"],
+        ["--sheet", "a"],
+        ["--sheet-clips", "0"],
+        ["--sizes", "64"],
+    )
+    for words in mistakes:
         with pytest.raises(SystemExit):
             main(words)
     assert parser().parse_args([]).model == WEIGHTS

@@ -95,7 +95,7 @@ def test_latest_skips_a_damaged_one_and_says_so(tmp_path: Path, damage: str) -> 
         (bad / "manifest.json").write_text('{"step": 2, "fi')
     with pytest.raises(DamagedCheckpoint):
         checkpoints.verify(bad)
-    assert checkpoints.find("latest") == good
+    assert checkpoints.find("latest") == (good, checkpoints.verify(good))
     assert any(isinstance(event, Notice) and "checkpoint-2" in event.message for event in heard)
     with pytest.raises(UserError, match="latest"):
         checkpoints.find("checkpoint-2")
@@ -163,5 +163,5 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_passed_over(
         return sha256(path)
 
     monkeypatch.setattr("simplewan.checkpoints.store.sha256", removed)
-    assert checkpoints.find("latest") == older
+    assert checkpoints.find("latest") == (older, checkpoints.verify(older))
     assert any("checkpoint-2 was removed while it was read" in str(event) for event in heard)

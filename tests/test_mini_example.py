@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import simplewan.examples
+from simplewan.app.examples import prepare as prepare_example
 from simplewan.data.media import probe
 from simplewan.data.scan import scan
 from simplewan.errors import UserError
@@ -141,3 +142,9 @@ def test_the_files_come_with_the_package() -> None:
 
 def test_unknown_examples_are_refused() -> None:
     assert example_folder("../mini") is None
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="SIMPLEWAN_CACHE"):
+        prepare_example("mini", tmp_path / "file" / "examples" / "mini")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
-from simplewan.cli.arguments import parse
-from simplewan.mini import make, train_text, train_vae
+from simplewan.mini import train_text, train_vae
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption, is_held_out
-from simplewan.options import load
+from simplewan.mini.initial import carry_small_picture, look_at_one_frame
+from simplewan.mini.model import make_vae
 
 TINY = (train_vae.Stage(2, 1, 1, 1e-3), train_vae.Stage(2, 1, 5, 1e-3, window=32))
 
@@ -54,6 +53,20 @@ def test_a_stopped_vae_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(parted[name], tensor) for name, tensor in whole.items())
 
 
+def test_a_vae_begins_with_the_small_picture_of_each_frame() -> None:
+    vae = make_vae()
+    look_at_one_frame(vae)
+    carry_small_picture(vae, scale=2.0)
+    pixels, _ = train_vae.draw_batch((3, 0), 2, 9)
+    with torch.no_grad():
+        latents, last = (vae.encode(clip).latent_dist.mode() for clip in (pixels, pixels[:, :, -1:]))
+        held = vae.decode(latents[:, :, -1:].expand(-1, -1, 3, -1, -1)).sample
+    small = 2.0 * train_vae.small_picture(pixels, latents.shape[-1])
+    assert (latents[:, : small.shape[1]] - small).square().mean() < 0.01 * small.var()
+    torch.testing.assert_close(latents[:, :, -1:], last, rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(held, held[:, :, :1].expand_as(held), rtol=0.0, atol=1e-4)
+
+
 def test_refining_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
     train_vae.train("2.1", tmp_path / "vae", seed=1)
     train_vae.refine("2.1", tmp_path / "vae", tmp_path / "refined", seed=1)
@@ -73,16 +86,3 @@ def test_the_text_encoder_learns(tmp_path: Path) -> None:
 def test_no_data_set_shows_a_caption_that_is_held_out() -> None:
     captions = [caption(scene) for scene in make_scenes(42, 400)]
     assert not any(map(is_held_out, captions))
-
-
-def test_the_recipe_trains_both_experts(tmp_path: Path) -> None:
-    environ = {"MINIATURE": str(tmp_path)}
-    for name in ("untrained", *(f"clips/{name}" for name in make.DATASETS)):
-        (tmp_path / name).mkdir(parents=True)
-    for expert in ("high", "low"):
-        recipe = json.loads(make.RECIPE.read_text(encoding="utf-8"))
-        assert recipe["model_type"] == "full"
-        overrides = parse([f"model_flavour=t2v-mini-{expert}"], environ={}).overrides
-        loaded = load(make.RECIPE, overrides, environ=environ, base=tmp_path)
-        assert not loaded.later
-        assert [entry.id for entry in loaded.datasets] == [*make.DATASETS, "captions"]

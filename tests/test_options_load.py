@@ -62,6 +62,7 @@ def test_lists_and_objects_arrive_whole_from_the_command_line(tmp_path: Path) ->
     loaded = load_in(
         tmp_path,
         ("validation_resolution", '["832x480", "480x832"]'),
+        ("model_flavour", "t2v-a14b-2.2-low"),
         ("validation_guidance", "[3, 4.5]"),
         ("report_to", "wandb,tensorboard"),
         ("tread_config", '{"routes": [{"selection_ratio": 0.1, "start_layer_idx": 2, "end_layer_idx": -2}]}'),
@@ -408,6 +409,7 @@ def test_a_resolved_record_loads_to_the_same(tmp_path: Path) -> None:
     loaded = load_in(
         tmp_path,
         validation_resolution=["832x480", "480x832"],
+        model_flavour="t2v-a14b-2.2-low",
         validation_guidance=[3, 4],
         lora_targets="all",
         resolution="832x480",

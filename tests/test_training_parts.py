@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,43 @@ def test_optimisers_resume_to_the_same_bits(name: str) -> None:
     straight = run(None)
     assert torch.equal(straight, run(3))
     assert not torch.equal(straight, torch.linspace(-1, 1, 8192).reshape(64, 128))
+
+
+def test_muon_takes_orthogonal_steps_for_matrices_and_adamws_for_the_rest() -> None:
+    generator = torch.Generator().manual_seed(1)
+    settings = OptimizerSettings(name="muon", lr=1e-2, betas=None, eps=None, weight_decay=0.0)
+    tall, vector = (torch.nn.Parameter(torch.randn(*size, generator=generator)) for size in ((96, 32), (32,)))
+    before = [parameter.detach().clone() for parameter in (tall, vector)]
+
+    def steps(optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            for parameter in (tall, vector):
+                gradient = torch.Generator().manual_seed(step)
+                parameter.grad = torch.randn(parameter.shape, generator=gradient)
+            for group in optimizer.param_groups:  # as the loop does
+                group["lr"] = 1e-2 / (step + 1)
+            optimizer.step()
+
+    optimizer = make_optimizer([tall, vector], settings)
+    steps(optimizer, 0, 1)
+    step = (tall - before[0]).detach()
+    singular = torch.linalg.svdvals(step)
+    assert singular.max() < 2.5 * singular.min()  # a random gradient's differ by much more, and Newton-Schulz is coarse
+    assert 0.15 < step.square().mean().sqrt() / 1e-2 < 0.25  # AdamW's are usually 0.2 of the rate
+    torch.testing.assert_close((vector - before[1]).abs(), torch.full((32,), 1e-2), rtol=1e-4, atol=0.0)
+
+    steps(optimizer, 1, 2)
+    assert (vector - before[1]).abs().max() < 1.51e-2  # the second step was half as long
+    state, here = deepcopy(optimizer.state_dict()), [parameter.detach().clone() for parameter in (tall, vector)]
+    steps(optimizer, 2, 4)
+    straight = [parameter.detach().clone() for parameter in (tall, vector)]
+    with torch.no_grad():
+        for parameter, value in zip((tall, vector), here, strict=True):
+            parameter.copy_(value)
+    other = make_optimizer([tall, vector], settings)
+    other.load_state_dict(state)
+    steps(other, 2, 4)
+    assert all(torch.equal(a, b.detach()) for a, b in zip(straight, (tall, vector), strict=True))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

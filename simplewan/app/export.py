@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.app.roles import Expert, training_shift
-from simplewan.data.atomic import sync
+from simplewan.data.atomic import atomic_folder
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state, cast_for_saving
@@ -65,18 +64,8 @@ def _base_name(name: str) -> str:
 
 
 def _export_transformer(context: Context, expert: Expert, folder: Path) -> Path:
-    """One folder, written beside, forced to disk and renamed."""
     cast_for_saving(expert.transformer, context.weight_dtype)
     final = folder / EXPERT_SUBFOLDER[expert.name]
-    temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    expert.transformer.save_pretrained(temporary)
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    if final.exists():
-        final.rename(old)  # so that no half of it is ever seen under its name
-    temporary.rename(final)
-    sync(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(final) as temporary:
+        expert.transformer.save_pretrained(temporary)
     return final

@@ -26,7 +26,7 @@ from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode, place
 from simplewan.validation.prompts import Prompt, validation_frames, validation_sizes
 from simplewan.validation.runner import RenderSettings
-from simplewan.validation.sampling import Predict
+from simplewan.validation.sampling import Predict, scale_per_expert
 
 SINGLE_EXPERT = "single expert"
 Load = Callable[[], Expert]
@@ -38,11 +38,9 @@ def render_settings(
     """What is rendered by `experts`: the user's settings, else the flavour's. Announces what is rounded."""
     options, flavour = context.options.validation, context.flavour
     guidance = options.validation_guidance or flavour.guidance
-    scale = guidance[0] if len(guidance) == 1 else (guidance[0], guidance[1])
     both = flavour.boundary is not None and {HIGH, LOW} <= set(experts)
-    if flavour.boundary is not None and not both and not isinstance(scale, float):
-        # A single expert renders all steps, with its own guidance.
-        scale = scale[1] if HIGH in experts else scale[0]
+    # A single expert renders all steps, with its own guidance.
+    scale = guidance if both else scale_per_expert(guidance)[HIGH if HIGH in experts else LOW]
     return RenderSettings(
         folder=folder,
         flavour=flavour,
@@ -163,10 +161,15 @@ class Decoder:
         self._context = context
         self._vae: Any = None
 
+    def load(self) -> None:
+        """Load the VAE, onto the CPU, unless it is. Whoever calls this early learns early what it lacks."""
+        options = self._context.options
+        if self._vae is None:
+            self._vae = load_vae(options.model, self._context.flavour, DTYPES[options.caches.vae_dtype])
+
     def __call__(self, latents_BCFHW: Tensor) -> Tensor:
         context = self._context
-        if self._vae is None:
-            self._vae = load_vae(context.options.model, context.flavour, DTYPES[context.options.caches.vae_dtype])
+        self.load()
         try:
             return decode(place(self._vae, context.device), latents_BCFHW).float().cpu()
         finally:

@@ -32,8 +32,8 @@ def find_resume(
 
     Raises UserError naming every key that differs from the checkpoint's configuration and must not.
     """
-    path = checkpoints.find(wanted)
-    if path is None:
+    found = checkpoints.find(wanted)
+    if found is None:
         if wanted == "none" and (there := checkpoints.steps()):
             raise UserError(
                 Problem(
@@ -43,7 +43,7 @@ def find_resume(
                 )
             )
         return None
-    step = checkpoints.verify(path)
+    path, step = found
     record = json.loads((path / "config.resolved.json").read_text(encoding="utf-8"))
     changed = changed_keys(record, dict(resolved))
     if changed:

@@ -31,7 +31,7 @@ from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.supervised import Loss, Predict, SupervisedFlowMatching
-from simplewan.training.optimizers import LION_BETAS, OptimizerSettings, make_optimizer
+from simplewan.training.optimizers import LION_BETAS, MUON_BETAS, OptimizerSettings, make_optimizer
 from simplewan.training.roles import Role
 from simplewan.training.schedules import learning_rate
 from simplewan.training.seeding import derive_seed
@@ -219,8 +219,8 @@ def optimizer_settings(context: Context) -> OptimizerSettings:
     """The optimiser as the options say; optimizer_beta1 and _beta2 win over AdamW's own keys."""
     settings = context.options.optimizer
     beta1, beta2 = settings.optimizer_beta1, settings.optimizer_beta2
-    is_adam = settings.optimizer in ("adamw", "bnb-adamw8bit")
-    own = (settings.adam_beta1, settings.adam_beta2) if is_adam else LION_BETAS
+    usual = {"muon": MUON_BETAS, "optimi-lion": LION_BETAS}
+    own = usual.get(settings.optimizer, (settings.adam_beta1, settings.adam_beta2))
     betas = own[0] if beta1 is None else beta1, own[1] if beta2 is None else beta2
     return OptimizerSettings(
         name=settings.optimizer,

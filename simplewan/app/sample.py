@@ -6,8 +6,12 @@ after clip, each written as soon as it is rendered, so that an interrupt loses o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +22,12 @@ import torch
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.rendering import Decoder, Turns, encode_texts, expert_note, render_settings
+from simplewan.app.reports import RESOLVED
 from simplewan.app.validating import collect
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
-from simplewan.flavours import EXPERT_SUBFOLDER, experts_of
+from simplewan.flavours import EXPERT_SUBFOLDER, experts_of, find_flavour
 from simplewan.models.wan.sources import check_files, present_experts
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
@@ -78,7 +83,8 @@ def sample(loaded: Loaded, request: Request) -> Outcome:
                 if notice.severity != "info":  # the others concern training, and were said then
                     emit(notice)
             context = Context(loaded, request.output, emit, signals, make_accelerator(loaded.options, emit))
-            failed = _sample(context, request, outcome.clips)
+            with ExitStack() as claims:
+                failed = _sample(context, request, outcome.clips, claims)
             outcome.exit_code = EXIT_FAILURE if failed else EXIT_DONE
         except Interrupted as stop:
             outcome.exit_code = stop.exit_code
@@ -90,16 +96,18 @@ def sample(loaded: Loaded, request: Request) -> Outcome:
     return outcome
 
 
-def _sample(context: Context, request: Request, records: list[dict[str, Any]]) -> int:
+def _sample(context: Context, request: Request, records: list[dict[str, Any]], claims: ExitStack) -> int:
     """Renders; returns how many clips failed. A record of each is put into `records` when it is written."""
     prompts = wanted_prompts(context, request)
     weights = wanted_weights(context, request)
     experts = acting_experts(context, weights)
     settings = render_settings(context, prompts, folder=request.output, experts=experts)
     note = expert_note(context, settings)
-    clips = plan_clips(settings, request.seeds or (settings.seed,), note=note)
-    steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
     _make_folder(request.output)
+    clips = plan_clips(settings, request.seeds or (settings.seed,), note=note, claims=claims)
+    steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
+    decoder = Decoder(context)
+    decoder.load()
     embeds = encode_texts(context, [*(prompt.text for prompt in prompts), settings.negative_prompt])
     loads = {
         name: partial(load_weighted, context, name, weights.get(name, Weights()), scale=request.adapter_scale)
@@ -111,7 +119,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]]) -
         settings,
         open_predict=turns.rendering,
         embeds=embeds.__getitem__,
-        decode=Decoder(context),
+        decode=decoder,
         emit=context.emit,
         check=context.check,
         device=context.device,
@@ -156,11 +164,30 @@ def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
         return assign_loras(context.flavour, request.adapters, emit=context.emit)
     if request.run is None:
         return {}
-    full = context.options.model.model_type == "full"
+    full = trained_fully(context, request.run)
     found = find_trained(request.run, context.flavour, full=full, emit=context.emit)
     if not found:
         context.say(f"{request.run} holds no trained weights yet: this is the base model")
     return found
+
+
+def trained_fully(context: Context, run: Path) -> bool:
+    """Whether the run was a full fine-tune, by its own record. Raises UserError when that speaks of another model."""
+    try:
+        record = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    with contextlib.suppress(KeyError):  # of a flavour that only others know nothing can be said
+        recorded = find_flavour(record.get("model_flavour", context.flavour.name))
+        if recorded.model_name != context.flavour.model_name:
+            raise UserError(
+                Problem(
+                    str(run),
+                    f"has trained {recorded.name}, which is another model than {context.flavour.name}",
+                    fix=f"model_flavour={recorded.name}, or adapter=none for the base model",
+                )
+            )
+    return bool(record.get("model_type", context.options.model.model_type) == "full")
 
 
 def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[str, ...]:
@@ -188,29 +215,50 @@ def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[st
     return experts
 
 
-def plan_clips(settings: RenderSettings, seeds: Sequence[int], *, note: str | None) -> list[Clip]:
-    """Every prompt at every size and seed, each with files of its own: what is there already is not overwritten."""
-    taken: set[str] = set()
+def plan_clips(settings: RenderSettings, seeds: Sequence[int], *, note: str | None, claims: ExitStack) -> list[Clip]:
+    """Every prompt at every size and seed, each with files of its own: what is there already is not overwritten.
+
+    `claims` keeps the names for these clips until it is closed, though nothing is written yet.
+    """
     clips = []
     for prompt in settings.prompts:
         for size in settings.sizes:
             for seed in seeds:
                 name = sized_name(prompt.name, size, settings.sizes)
-                name = free_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", taken)
-                taken.add(name.casefold())
+                name = claim_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", claims)
                 caption = noted(f"{name}, seed {seed}: {prompt.text}", note)
                 video, sheet = (settings.folder / f"{name}.{ending}" for ending in ("mp4", "png"))
                 clips.append(Clip(prompt, size, seed, video, sheet, caption))
     return clips
 
 
-def free_name(folder: Path, name: str, taken: set[str]) -> str:
-    """`name`, with a number behind it if files of that name are there or `taken` (lower case)."""
+def claim_name(folder: Path, name: str, claims: ExitStack) -> str:
+    """`name`, with a number behind it if files of that name are there or claimed, also by another process."""
     candidate, number = name, 1
-    while candidate.casefold() in taken or any((folder / f"{candidate}{end}").exists() for end in (".mp4", ".png")):
+    while not _claim(folder / f".{candidate.casefold()}.claim", claims) or any(
+        (folder / f"{candidate}{end}").exists() for end in (".mp4", ".png")
+    ):
         number += 1
         candidate = f"{name}_{number}"
     return candidate
+
+
+def _claim(path: Path, claims: ExitStack) -> bool:
+    """Whether nobody else holds a lock on this file; holds it then until `claims` is closed, or the process ends."""
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise _unusable(path.parent, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    except OSError:  # this file system knows no locks
+        pass
+    claims.callback(file.close)
+    claims.callback(path.unlink, missing_ok=True)
+    return True
 
 
 def announce(
@@ -263,5 +311,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"cannot be made: {error.strerror}"
-        raise UserError(Problem(COMMAND_LINE, message, "output", str(folder), "name another folder")) from None
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    message = f"cannot be written: {error.strerror}"
+    return UserError(Problem(COMMAND_LINE, message, "output", str(folder), "name another folder"))

@@ -83,10 +83,10 @@ def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> 
     ended = finished is not None and bool(found) and all(weights.step == finished for weights in found.values())
     if ended or not store.steps():
         return found  # without reading gigabytes to verify what is not needed
-    path = store.find("latest")
-    if path is None:
+    newest = store.find("latest")
+    if newest is None:
         return found
-    step = int(path.name.rpartition("-")[2])
+    path, step = newest
     for expert in experts_of(flavour):
         file = path / (f"{expert}.weights.safetensors" if full else lora_file_name(flavour, expert))
         if file.is_file() and not (expert in found and finished is not None and found[expert].step == finished):
@@ -136,7 +136,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
     loras: dict[str, list[Path]] = {expert: [] for expert in experts_of(flavour)}
     for key, paths in named.items():
         for path in paths:
-            files = sorted(path.glob(LORA_FILES)) if path.is_dir() else [path]
+            files = _loras_in(path, key) if path.is_dir() else [path]
             if not files:
                 problems.append(
                     Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), _name_a_checkpoint(path))
@@ -166,6 +166,15 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
     }
 
 
+def _loras_in(folder: Path, key: str) -> list[Path]:
+    """The LoRAs in a folder; where an expert is named, without those that tell that they are the other's."""
+    files = sorted(folder.glob(LORA_FILES))
+    if key == "adapter":
+        return files
+    told = {file: told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem) for file in files}
+    return [file for file in files if told[file] in (None, key.removeprefix("adapter_"))]
+
+
 def _name_a_checkpoint(folder: Path) -> str:
     """What to do about a folder without LoRAs: until a run has ended, they lie in its checkpoints."""
     steps = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True).steps()
@@ -192,17 +201,12 @@ def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
     made_for = told_expert(metadata.get("expert", ""))
     with contextlib.suppress(KeyError):  # a flavour that only others know says nothing
         other = find_flavour(metadata.get("model_flavour", flavour.name))
-        if _model_name(other) != _model_name(flavour):
+        if other.model_name != flavour.model_name:
             return f"{file} was trained for {other.name}, and is put on {flavour.name}"
     if made_for is None or (made_for == expert and flavour.boundary is not None):
         return None
     which = f"the {expert}-noise one" if flavour.boundary is not None else f"{flavour.name}, which has one expert"
     return f"{file} was trained for the {made_for}-noise expert, and is put on {which}"
-
-
-def _model_name(flavour: Flavour) -> str:
-    """The flavour's name without the expert that it trains."""
-    return flavour.name if flavour.stage is None else flavour.name.removesuffix(f"-{flavour.stage}")
 
 
 def _metadata(file: Path) -> Mapping[str, str]:

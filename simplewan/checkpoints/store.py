@@ -108,8 +108,8 @@ class CheckpointStore:
                 raise DamagedCheckpoint(f"{path.name}: {entry['file']} is not what was saved")
         return step
 
-    def find(self, wanted: str) -> Path | None:
-        """The checkpoint to resume from: "latest", "none", "checkpoint-N", or a path.
+    def find(self, wanted: str) -> tuple[Path, int] | None:
+        """The checkpoint to resume from, and its step: "latest", "none", "checkpoint-N", or a path.
 
         "latest" skips damaged ones and says so; None when there is none. One named outright must be whole: UserError.
         """
@@ -129,7 +129,7 @@ class CheckpointStore:
                     )
                 )
             try:
-                self.verify(named)
+                return named, self.verify(named)
             except DamagedCheckpoint as error:
                 raise UserError(
                     Problem(
@@ -140,14 +140,11 @@ class CheckpointStore:
                         fix='use "latest", which skips damaged ones',
                     )
                 ) from None
-            return named
         for step in reversed(self.steps()):
             try:
-                self.verify(self.path(step))
+                return self.path(step), self.verify(self.path(step))
             except DamagedCheckpoint as error:
                 self._emit(Notice(f"skipping a damaged checkpoint: {error}", severity="warning"))
-            else:
-                return self.path(step)
         return None
 
     def read(self, path: Path, name: str) -> Mapping[str, Any]:

@@ -1,11 +1,12 @@
-"""Writing a file so that it is either there completely or not at all. Used by every room that keeps something.
+"""Writing a file or a folder so that it is either there completely or not at all. Used by all that keep something.
 
-Imports nothing of this project. The price is a second name in the same folder and two fsyncs per file.
+Imports nothing of this project. The price is a second name in the same place and two fsyncs per file.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; when the block ends well, the folder written there becomes `path`.
+
+    What was at `path` goes only when the new one is whole. One writer at a time: leftovers of an earlier one are
+    removed, but for an old folder that it was about to replace when it was killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+        if path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def share_with_folder(path: Path) -> None:

@@ -1,19 +1,20 @@
 """Trains the miniature's VAEs from nothing on drawn clips: `python -m simplewan.mini.train_vae FOLDER`.
 
 Imports `draw` and `model`, torch and diffusers. Wan's VAE never has to be trained by those who train Wan, so this is a
-script beside the trainer and no part of it. Stages with one optimiser each: single frames, then 5, 9 and 17 frames
-(1, 2 and 4 latent frames after the first), because a step on frames alone is three times cheaper and teaches most.
+script beside the trainer and no part of it. The one of kind "2.1" learns from single frames; its encoder looks at one
+frame in four, so what it makes of a frame it makes of a clip. The one of kind "2.2" goes on with 17 frames.
 The loss counts the objects' pixels several times, for they are a tenth of the picture and all of what is scored.
 
-With `--refine VAE` the decoder alone goes on learning: the latents stay what they are, so that transformers can be
-trained on them meanwhile. Same seed, same number of threads, same weights. A stopped training goes on from its last
-snapshot.
+With `--refine VAE` the decoder alone goes on learning, on clips: the latents stay what they are, so that transformers
+can be trained on them meanwhile. Same seed, same number of threads, same weights. A stopped training goes on from its
+last snapshot.
 Shapes: B batch, C channels, F frames, H height, W width.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simplewan.data.atomic import atomic_path
+from simplewan.data.atomic import atomic_folder, atomic_path
 from simplewan.mini.draw import GROUNDS, HELD_BACK, Scene, draw_frames, random_scene
+from simplewan.mini.initial import CHANNELS, carry_small_picture, look_at_one_frame
 from simplewan.mini.model import fit_latent_statistics, make_vae
 
 SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
@@ -35,7 +37,8 @@ OBJECT_WEIGHT = 4.0
 # The first channels are taught to be the picture itself, small: the last frame that a latent frame stands for, two by
 # two averages of a latent pixel, three colours. Left to itself the encoder finds a code that transformers of this size
 # learn badly (docs/miniature.md).
-SMALL_PICTURE, SMALL_PICTURE_SCALE, SMALL_PICTURE_WEIGHT = 12, 2.0, 0.25
+SMALL_PICTURE_SCALE, SMALL_PICTURE_WEIGHT = 2.0, 1.0
+ENCODER_RATE = {"2.1": 0.1, "2.2": 1.0}  # shares of the learning rate: what begins right needs little
 # Noise on the latents, as a share of each channel's spread, takes the place of a learned posterior: near latents are
 # near pictures, and the decoder forgives what a transformer gets wrong.
 LATENT_NOISE = 0.2
@@ -58,24 +61,14 @@ class Stage:
     window: int | None = None
 
 
-# The last stage has as many frames as the causal convolutions look back: trained on fewer, they drift on longer clips.
+# In the end as many frames as the causal convolutions look back: trained on fewer, they drift on longer clips.
 STAGES = {
-    "2.1": (
-        Stage(2400, 16, 1, 2e-3),
-        Stage(1800, 8, 5, 1.5e-3, window=48),
-        Stage(900, 6, 9, 8e-4, window=48),
-        Stage(3200, 4, 17, 1.2e-3, window=40),
-    ),
-    "2.2": (
-        Stage(2400, 16, 1, 2e-3),
-        Stage(1800, 8, 5, 1.5e-3, window=48),
-        Stage(900, 6, 9, 8e-4, window=48),
-        Stage(3200, 4, 17, 1.2e-3, window=48),
-    ),
+    "2.1": (Stage(2400, 16, 1, 2e-3),),
+    "2.2": (Stage(2400, 16, 1, 2e-3), Stage(2400, 4, 17, 1.5e-3, window=48)),
 }
 REFINING = {
-    "2.1": (Stage(6000, 4, 17, 1.5e-3, window=40),),
-    "2.2": (Stage(6000, 4, 17, 1.5e-3, window=48),),
+    "2.1": (Stage(4000, 4, 17, 1.5e-3, window=40),),
+    "2.2": (Stage(4000, 4, 17, 1.5e-3, window=48),),
 }
 
 
@@ -83,7 +76,12 @@ def train(kind: str, folder: Path, *, seed: int, shorten: float = 1.0) -> float:
     """Trains and writes the VAE into `folder`; returns its PSNR on held-out clips, dB. `shorten` is a share."""
     torch.manual_seed(seed)
     vae = make_vae(kind)
-    _run(vae, vae, _shortened(STAGES[kind], shorten), seed, folder)
+    look_at_one_frame(vae)
+    if kind == "2.1":
+        carry_small_picture(vae, SMALL_PICTURE_SCALE)
+    encoder = [vae.encoder, vae.quant_conv]
+    decoder = [vae.post_quant_conv, vae.decoder]
+    _run(vae, [(encoder, ENCODER_RATE[kind]), (decoder, 1.0)], _shortened(STAGES[kind], shorten), seed, folder)
     fit_latent_statistics(vae, [clip for clip, _ in _held_out(16)])
     return _save(vae, folder)
 
@@ -92,8 +90,10 @@ def refine(kind: str, start: Path, folder: Path, *, seed: int, shorten: float = 
     """Trains the decoder of the VAE in `start` and writes the whole into `folder`; returns its PSNR, dB."""
     vae = make_vae(kind).from_pretrained(start)
     vae.requires_grad_(False)
-    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    _run(vae, decoder, _shortened(REFINING[kind], shorten), seed + 1, folder)
+    decoder = [vae.post_quant_conv, vae.decoder]
+    for part in decoder:
+        part.requires_grad_(True)
+    _run(vae, [(decoder, 1.0)], _shortened(REFINING[kind], shorten), seed + 1, folder)
     return _save(vae, folder)
 
 
@@ -103,27 +103,40 @@ def _shortened(stages: tuple[Stage, ...], share: float) -> list[Stage]:
 
 def _save(vae: Any, folder: Path) -> float:
     """Writes the weights in bfloat16, and returns the PSNR with those."""
-    vae.to(torch.bfloat16).save_pretrained(folder)
-    folder.with_name(f"{folder.name}.training.pt").unlink(missing_ok=True)
+    with atomic_folder(folder) as temporary:
+        vae.to(torch.bfloat16).save_pretrained(temporary)
+    _snapshot(folder).unlink(missing_ok=True)
     return psnr(vae.float())
 
 
-def _run(vae: Any, trained: nn.Module, stages: list[Stage], seed: int, folder: Path) -> None:
-    """All stages, from the last snapshot on."""
+def _snapshot(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.training.pt")
+
+
+def _run(vae: Any, trained: list[tuple[list[Any], float]], stages: list[Stage], seed: int, folder: Path) -> None:
+    """All stages, from the last snapshot on. `trained`: modules with their share of the learning rate."""
     vae.train()
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)
-    snapshot = folder.with_name(f"{folder.name}.training.pt")
-    recipe = repr((stages, seed, LATENT_NOISE, SIZE_WEIGHT, OBJECT_WEIGHT, SMALL_PICTURE_WEIGHT))
+    snapshot = _snapshot(folder)
+    shares = [share for _, share in trained]
+    begun = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in vae.state_dict().values())).hexdigest()
+    weights = (LATENT_NOISE, SIZE_WEIGHT, OBJECT_WEIGHT, SMALL_PICTURE_WEIGHT, SMALL_PICTURE_SCALE)
+    recipe = repr((begun, stages, shares, seed, SIZES, weights))
     state: dict[str, Any] = torch.load(snapshot, weights_only=True) if snapshot.exists() else {}
     if state.get("recipe") == recipe:
         vae.load_state_dict(state["vae"])
     else:
+        if state:
+            print(f"{snapshot} belongs to another training: beginning anew", flush=True)
         state = {"stage": 0, "step": 0}
     for index, stage in enumerate(stages[state["stage"] :], start=state["stage"]):
-        parameters = list(trained.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        groups = [
+            {"params": [p for module in modules for p in module.parameters()], "share": share}
+            for modules, share in trained
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
         resumed = index == state["stage"] and "optimizer" in state
         if resumed:
             optimizer.load_state_dict(state["optimizer"])
@@ -145,14 +158,14 @@ def _run_stage(
         pixels, weight = draw_batch((*key, step), stage.batch, stage.frames, stage.window)
         torch.manual_seed(hash((*key, step)) % 2**31)
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _schedule(step, stage.steps)
+            group["lr"] = group["share"] * stage.learning_rate * _schedule(step, stage.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = vae.encode(pixels).latent_dist.mode()  # without a graph when the encoder is frozen
             spread = latents.std(dim=(0, 2, 3, 4), keepdim=True)
             decoded = vae.decode(latents + LATENT_NOISE * spread * torch.randn_like(latents)).sample
         error = decoded.float() - pixels
         squared = (weight * error.square()).mean()
-        away = latents[:, :SMALL_PICTURE].float() - SMALL_PICTURE_SCALE * small_picture(pixels, latents.shape[-1])
+        away = latents[:, :CHANNELS].float() - SMALL_PICTURE_SCALE * small_picture(pixels, latents.shape[-1])
         loss = squared + 0.3 * (weight * error.abs()).mean() + SMALL_PICTURE_WEIGHT * away.square().mean()
         loss = loss + SIZE_WEIGHT * latents.float().square().mean()
         loss.backward()

@@ -75,6 +75,7 @@ def check_options(
     """Every check that needs more than one key or the disk; without `training` those that rendering needs."""
     where = {key: given.where for key, given in found.items()}
     _check_files(options, found, paths, findings, training=training)
+    _check_guidance(options, where, flavour, findings)
     if not training:
         return
     _check_length(options, where, config, findings)
@@ -85,6 +86,17 @@ def check_options(
         findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} has one transformer")
     if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
         findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
+
+
+def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:
+    given = options.validation.validation_guidance
+    experts = 1 if flavour is None or flavour.boundary is None else 2
+    if flavour is None or given is None or len(given) in (1, experts):
+        return
+    fix = "give one number, or two: low noise, then high" if experts == 2 else "give one number: it has one transformer"
+    key = "validation_guidance"
+    message = f"is too many numbers for {flavour.name}" if given else "is empty"
+    findings.problem(where[key], message, key=key, value=list(given), fix=fix)
 
 
 def _check_length(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:

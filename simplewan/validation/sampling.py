@@ -92,7 +92,7 @@ def sample(
     dtype in which `predict` returns them. `check` runs before each step and may raise. Raises ValueError when guidance
     needs a negative prompt that is not there. Classifier-free guidance: arXiv 2207.12598.
     """
-    scales = _scale_per_expert(guidance)
+    scales = scale_per_expert(guidance)
     if negative_embeds_BLD is None and needs_negative(guidance):
         raise ValueError(f"guidance {guidance} needs the embedding of a negative prompt")
     # Timesteps stay on the CPU: comparing them with the boundary then costs no synchronisation.
@@ -118,7 +118,7 @@ def sample(
 
 def needs_negative(guidance: Guidance) -> bool:
     """Whether sampling at this guidance makes unconditional passes at all."""
-    return max(_scale_per_expert(guidance).values()) > 1
+    return max(scale_per_expert(guidance).values()) > 1
 
 
 def experts_used(scheduler: Scheduler, *, num_steps: int, boundary: float | None) -> tuple[str, ...]:
@@ -127,7 +127,8 @@ def experts_used(scheduler: Scheduler, *, num_steps: int, boundary: float | None
     return tuple(HIGH if boundary is None or t >= boundary * NUM_TIMESTEPS else LOW for t in scheduler.timesteps)
 
 
-def _scale_per_expert(guidance: Guidance) -> dict[str, float]:
+def scale_per_expert(guidance: Guidance) -> dict[str, float]:
+    """The scale of each expert: one for both, or (low, high)."""
     if isinstance(guidance, int | float):
         return {HIGH: float(guidance), LOW: float(guidance)}
     low, high = (guidance[0], guidance[-1])

@@ -6,6 +6,8 @@ whatever dtype is asked for, single files included.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,10 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
 
     place = source(model, flavour, EXPERT_SUBFOLDER[expert])
     path = locate_transformer(model, flavour, expert)
-    if path.is_file():
-        return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
-    return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+    with _reading(place):
+        if path.is_file():
+            return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
+        return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
 
 
 def locate_transformer(model: ModelSource, flavour: Flavour, expert: str) -> Path:
@@ -62,10 +65,11 @@ def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
 
     place = source(model, flavour, "vae")
     path = _checked(place, flavour)
-    if path.is_file():
-        config = _config_folder(model, flavour, "vae", path)
-        return _frozen(AutoencoderKLWan.from_single_file(str(path), config=str(config), torch_dtype=dtype))
-    return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+    with _reading(place):
+        if path.is_file():
+            config = _config_folder(model, flavour, "vae", path)
+            return _frozen(AutoencoderKLWan.from_single_file(str(path), config=str(config), torch_dtype=dtype))
+        return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
 
 
 def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -77,8 +81,9 @@ def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) 
     if path.is_file():
         fix = "give a folder with text_encoder/ and tokenizer/ in diffusers' layout"
         raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
-    encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
-    return AutoTokenizer.from_pretrained(tokenizer_path), _frozen(encoder)
+    with _reading(place):
+        encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
+        return AutoTokenizer.from_pretrained(tokenizer_path), _frozen(encoder)
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
@@ -93,6 +98,19 @@ def text_encoder_fingerprint(model: ModelSource, flavour: Flavour) -> str:
 
 def _fingerprints(model: ModelSource, flavour: Flavour, *parts: str) -> str:
     return "-".join(fingerprint(part_folder(source(model, flavour, part))) for part in parts)
+
+
+@contextmanager
+def _reading(place: Source) -> Iterator[None]:
+    """Turns what the libraries say of a damaged file into a UserError that names the part."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        fix = "a file of it is damaged or incomplete: download or copy it again"
+        message = f"has a {place.part} that cannot be read: {str(error).splitlines()[0]}"
+        raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix)) from error
 
 
 def _checked(place: Source, flavour: Flavour) -> Path:

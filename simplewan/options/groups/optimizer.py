@@ -27,7 +27,6 @@ LATER_OPTIMIZERS = dict.fromkeys(
         "sgd",
         "came",
         "soap",
-        "muon",
     ),
     "this optimiser",
 )
@@ -43,10 +42,10 @@ _BELOW_1 = 0.999999  # the optimisers refuse 1, but only when they are made, aft
 class OptimizerOptions(Group):
     optimizer: str = option(
         "adamw",
-        choices=("adamw", "bnb-adamw8bit", "optimi-lion"),
+        choices=("adamw", "bnb-adamw8bit", "muon", "optimi-lion"),
         later_choices=LATER_OPTIMIZERS,
         aliases={"adamw8bit": "bnb-adamw8bit", "adamw-8bit": "bnb-adamw8bit", "torch-adamw": "adamw"},
-        help="The optimiser.",
+        help="The optimiser. muon takes orthogonal steps for matrices, of AdamW's size, and AdamW's for the rest.",
     )
     learning_rate: float = option(1e-4, minimum=0, restart_safe=True, help="Peak learning rate.")
     lr_scheduler: str = option(
@@ -81,10 +80,16 @@ class OptimizerOptions(Group):
     adam_weight_decay: float = option(0.01, minimum=0, help="Weight decay, of every optimiser.")
     adam_epsilon: float = option(1e-8, minimum=0, applies=_ADAM, help="Added to AdamW's denominator.")
     optimizer_beta1: float | None = option(
-        None, minimum=0, maximum=_BELOW_1, help="First beta of any optimiser; none takes adam_beta1, or 0.9 for Lion."
+        None,
+        minimum=0,
+        maximum=_BELOW_1,
+        help="First beta of any optimiser; none takes adam_beta1, 0.9 for Lion, 0.95 for Muon.",
     )
     optimizer_beta2: float | None = option(
-        None, minimum=0, maximum=_BELOW_1, help="Second beta of any optimiser; none takes adam_beta2, or 0.99 for Lion."
+        None,
+        minimum=0,
+        maximum=_BELOW_1,
+        help="Second beta of any optimiser; none takes adam_beta2, 0.99 for Lion, 0.95 for Muon.",
     )
     max_grad_norm: float = option(
         1.0, minimum=0, help="Clip the gradient to this norm (or this value, see grad_clip_method); 0 leaves it alone."
