@@ -82,6 +82,14 @@ def trainings(page: str) -> list[Arguments]:
     return [parse(words[1:], environ={}) for words in commands(page) if words[0] == "train"]
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home in which the example has been run, as the pages ask before they use its model."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".cache" / "simplewan" / "examples" / "mini" / "model").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(folder))
+
+
 @pages
 def test_configurations_load_without_a_remark(page: str, tmp_path: Path) -> None:
     found = list(configurations(page))
