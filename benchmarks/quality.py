@@ -273,9 +273,10 @@ def main(words: Sequence[str] | None = None) -> int:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    if results or not code:
-        shown = json.dumps(document(results), indent=2) if arguments.json else None
-        print(shown or table(results, intervals=arguments.intervals))
+    if arguments.json and (results or not code):
+        print(json.dumps(document(results), indent=2))
+    elif results or not code:
+        print(table(results, intervals=arguments.intervals))
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import json
@@ -128,8 +129,12 @@ def test_it_renders_what_diffusers_renders(
         assert (by_diffusers(model, loras={}) - theirs).abs().max() > 1e-2
 
 
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 def test_files_are_real_and_named_and_not_overwritten(
-    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = (f"prompt={PROMPT}", "--prompt", "a cat", "seed=1,2", "--output", "here", "--json")
     assert sample(model, *words) == 0
@@ -153,6 +158,10 @@ def test_files_are_real_and_named_and_not_overwritten(
         assert "here/a_red_circle_moves_left_2.mp4" in capfd.readouterr().out
     for end in ("mp4", "png"):
         Path(f"here/a_red_circle_moves_left_2.{end}").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_module.fcntl, "flock", no_locks)
+        assert sample(model, "--prompt", "a dog", "--prompt", "a, dog", "seed=1", "output=here") == 0
+        assert capfd.readouterr().out.split()[::2] == ["here/a_dog.mp4", "here/a_dog_2.mp4"]
     first = Path(records[0]["video"]).read_bytes()
     assert Path(records[1]["video"]).read_bytes() != first
     assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0

@@ -7,14 +7,13 @@ from types import TracebackType
 
 from simplewan.app.device import memory_text
 from simplewan.checkpoints.files import write_json
+from simplewan.checkpoints.store import RESOLVED
 from simplewan.events import Emitter, ErrorHappened, Event, Metric, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
 from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity, recorded_at
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
-
-RESOLVED = "config.resolved.json"
 
 
 class Reports:

@@ -10,6 +10,7 @@ from typing import Any
 
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import write_json
+from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 from simplewan.options import changed_keys
@@ -44,7 +45,7 @@ def find_resume(
             )
         return None
     path, step = found
-    record = json.loads((path / "config.resolved.json").read_text(encoding="utf-8"))
+    record = json.loads((path / RESOLVED).read_text(encoding="utf-8"))
     changed = changed_keys(record, dict(resolved))
     if changed:
         raise UserError(

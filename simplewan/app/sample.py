@@ -6,11 +6,10 @@ after clip, each written as soon as it is rendered, so that an interrupt loses o
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,12 +21,12 @@ import torch
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.rendering import Decoder, Turns, encode_texts, expert_note, render_settings
-from simplewan.app.reports import RESOLVED
 from simplewan.app.validating import collect
-from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
+from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, other_model
+from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
-from simplewan.flavours import EXPERT_SUBFOLDER, experts_of, find_flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, experts_of
 from simplewan.models.wan.sources import check_files, present_experts
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
@@ -177,16 +176,10 @@ def trained_fully(context: Context, run: Path) -> bool:
         record = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
-    with contextlib.suppress(KeyError):  # of a flavour that only others know nothing can be said
-        recorded = find_flavour(record.get("model_flavour", context.flavour.name))
-        if recorded.model_name != context.flavour.model_name:
-            raise UserError(
-                Problem(
-                    str(run),
-                    f"has trained {recorded.name}, which is another model than {context.flavour.name}",
-                    fix=f"model_flavour={recorded.name}, or adapter=none for the base model",
-                )
-            )
+    if (other := other_model(record, context.flavour)) is not None:
+        message = f"has trained {other.name}, which is another model than {context.flavour.name}"
+        fix = f"model_flavour={other.name}, or adapter=none for the base model"
+        raise UserError(Problem(str(run), message, fix=fix))
     return bool(record.get("model_type", context.options.model.model_type) == "full")
 
 
@@ -220,23 +213,27 @@ def plan_clips(settings: RenderSettings, seeds: Sequence[int], *, note: str | No
 
     `claims` keeps the names for these clips until it is closed, though nothing is written yet.
     """
+    taken: set[str] = set()
     clips = []
     for prompt in settings.prompts:
         for size in settings.sizes:
             for seed in seeds:
                 name = sized_name(prompt.name, size, settings.sizes)
-                name = claim_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", claims)
+                name = claim_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", taken, claims)
+                taken.add(name.casefold())
                 caption = noted(f"{name}, seed {seed}: {prompt.text}", note)
                 video, sheet = (settings.folder / f"{name}.{ending}" for ending in ("mp4", "png"))
                 clips.append(Clip(prompt, size, seed, video, sheet, caption))
     return clips
 
 
-def claim_name(folder: Path, name: str, claims: ExitStack) -> str:
-    """`name`, with a number behind it if files of that name are there or claimed, also by another process."""
+def claim_name(folder: Path, name: str, taken: Collection[str], claims: ExitStack) -> str:
+    """`name`, with a number behind it if it is `taken` (lower case), claimed by another process, or a file's."""
     candidate, number = name, 1
-    while not _claim(folder / f".{candidate.casefold()}.claim", claims) or any(
-        (folder / f"{candidate}{end}").exists() for end in (".mp4", ".png")
+    while (
+        candidate.casefold() in taken
+        or not _claim(folder / f".{candidate.casefold()}.claim", claims)
+        or any((folder / f"{candidate}{end}").exists() for end in (".mp4", ".png"))
     ):
         number += 1
         candidate = f"{name}_{number}"

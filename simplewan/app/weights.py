@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -171,8 +172,7 @@ def _loras_in(folder: Path, key: str) -> list[Path]:
     files = sorted(folder.glob(LORA_FILES))
     if key == "adapter":
         return files
-    told = {file: told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem) for file in files}
-    return [file for file in files if told[file] in (None, key.removeprefix("adapter_"))]
+    return [file for file in files if _told(file) in (None, key.removeprefix("adapter_"))]
 
 
 def _name_a_checkpoint(folder: Path) -> str:
@@ -186,6 +186,11 @@ def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
         return key.removeprefix("adapter_")
     if flavour.boundary is None:
         return flavour.trained_experts[0]
+    return _told(file)
+
+
+def _told(file: Path) -> str | None:
+    """The expert that a LoRA's metadata, else its name, speak of."""
     return told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem)
 
 
@@ -199,14 +204,21 @@ def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
     """What to say of a LoRA whose metadata speak of another model, or of the other expert; None if they do not."""
     metadata = _metadata(file)
     made_for = told_expert(metadata.get("expert", ""))
-    with contextlib.suppress(KeyError):  # a flavour that only others know says nothing
-        other = find_flavour(metadata.get("model_flavour", flavour.name))
-        if other.model_name != flavour.model_name:
-            return f"{file} was trained for {other.name}, and is put on {flavour.name}"
+    if (other := other_model(metadata, flavour)) is not None:
+        return f"{file} was trained for {other.name}, and is put on {flavour.name}"
     if made_for is None or (made_for == expert and flavour.boundary is not None):
         return None
     which = f"the {expert}-noise one" if flavour.boundary is not None else f"{flavour.name}, which has one expert"
     return f"{file} was trained for the {made_for}-noise expert, and is put on {which}"
+
+
+def other_model(record: Mapping[str, Any], flavour: Flavour) -> Flavour | None:
+    """The flavour that a record of a training names, if that is of another model than `flavour`."""
+    try:
+        recorded = find_flavour(record.get("model_flavour", flavour.name))
+    except KeyError:  # a flavour that only others know says nothing
+        return None
+    return recorded if recorded.model_name != flavour.model_name else None
 
 
 def _metadata(file: Path) -> Mapping[str, str]:

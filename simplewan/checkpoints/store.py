@@ -21,6 +21,7 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 
 MANIFEST = "manifest.json"
+RESOLVED = "config.resolved.json"  # the run's options, in every checkpoint and beside them
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -67,7 +68,7 @@ class CheckpointStore:
         temporary.mkdir(parents=True)
         for name, state in parts.items():
             write_part(temporary, name, state)
-        write_json(temporary / "config.resolved.json", record)
+        write_json(temporary / RESOLVED, record)
         if extra is not None:
             extra(temporary)
         entries = []

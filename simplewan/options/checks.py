@@ -90,8 +90,10 @@ def check_options(
 
 def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:
     given = options.validation.validation_guidance
-    experts = 1 if flavour is None or flavour.boundary is None else 2
-    if flavour is None or given is None or len(given) in (1, experts):
+    if flavour is None or given is None:
+        return
+    experts = 1 if flavour.boundary is None else 2
+    if len(given) in (1, experts):
         return
     fix = "give one number, or two: low noise, then high" if experts == 2 else "give one number: it has one transformer"
     key = "validation_guidance"

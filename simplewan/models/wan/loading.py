@@ -76,14 +76,15 @@ def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) 
     """(tokenizer, UMT5EncoderModel). Raises UserError; a single file has no configuration and is refused."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    place = source(model, flavour, "text_encoder")
-    path, tokenizer_path = _checked(place, flavour), _checked(source(model, flavour, "tokenizer"), flavour)
+    place, tokenizer_place = source(model, flavour, "text_encoder"), source(model, flavour, "tokenizer")
+    path, tokenizer_path = _checked(place, flavour), _checked(tokenizer_place, flavour)
     if path.is_file():
         fix = "give a folder with text_encoder/ and tokenizer/ in diffusers' layout"
         raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
     with _reading(place):
-        encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
-        return AutoTokenizer.from_pretrained(tokenizer_path), _frozen(encoder)
+        encoder = _frozen(UMT5EncoderModel.from_pretrained(path, dtype=dtype))
+    with _reading(tokenizer_place):
+        return AutoTokenizer.from_pretrained(tokenizer_path), encoder
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
