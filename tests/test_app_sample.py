@@ -160,8 +160,9 @@ def test_files_are_real_and_named_and_not_overwritten(
         Path(f"here/a_red_circle_moves_left_2.{end}").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(sample_module.fcntl, "flock", no_locks)
+        Path("here/a_dog.mp4").touch()
         assert sample(model, "--prompt", "a dog", "--prompt", "a, dog", "seed=1", "output=here") == 0
-        assert capfd.readouterr().out.split()[::2] == ["here/a_dog.mp4", "here/a_dog_2.mp4"]
+        assert capfd.readouterr().out.split()[::2] == ["here/a_dog_2.mp4", "here/a_dog_2_2.mp4"]
     first = Path(records[0]["video"]).read_bytes()
     assert Path(records[1]["video"]).read_bytes() != first
     assert sample(model, f"prompt={PROMPT}", "seed=1", "output=here") == 0
