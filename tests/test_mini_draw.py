@@ -16,10 +16,13 @@ from simplewan.mini.draw import (
     GIMBLE_SECONDS,
     GROUNDS,
     HELD_BACK,
+    MIDDLE_SECONDS,
+    PLACES,
     RADII,
     SHAPES,
     SPEEDS,
     TOO_ALIKE,
+    WANDER,
     MovingShape,
     Scene,
     caption,
@@ -121,6 +124,29 @@ def test_whole_paths_lie_in_the_frame_and_never_touch() -> None:
         if len(paths) == 2:
             apart = np.linalg.norm(paths[0] - paths[1], axis=1) - sum(RADII[item.size] for item in scene.objects)
             assert apart.min() > 0.035
+
+
+def _away(scene: Scene) -> list[float]:
+    """How far the objects are from their places half a second in, in shares of the shorter edge, the larger of x, y."""
+    edge = min(scene.width, scene.height)
+    places = [place if scene.width >= scene.height else place[::-1] for place in PLACES[len(scene.objects)]]
+    middles = [np.array(place) * (scene.width, scene.height) / edge for place in places]
+    centres = [item.centre(MIDDLE_SECONDS) for item in scene.objects]
+    return [float(np.abs(m - np.array(c)).max()) for m, c in zip(middles, centres, strict=True)]
+
+
+def test_objects_wander_about_their_places_unless_they_may_be_anywhere() -> None:
+    def draw(index: int, *, anywhere: bool) -> Scene:
+        generator = np.random.default_rng([7, index])
+        width, height = SIZES[index % len(SIZES)]
+        return random_scene(generator, width=width, height=height, num_frames=17, anywhere=anywhere)
+
+    near, far = ([draw(index, anywhere=anywhere) for index in range(120)] for anywhere in (False, True))
+    alone = [distance for scene in near if len(scene.objects) == 1 for distance in _away(scene)]
+    assert 0.5 * WANDER < max(alone) <= WANDER + 1e-4
+    pairs = [distance for scene in near if len(scene.objects) == 2 for distance in _away(scene)]
+    assert np.mean([distance <= WANDER + 1e-4 for distance in pairs]) > 0.6  # the others had to give way
+    assert np.mean([distance > 2 * WANDER for scene in far for distance in _away(scene)]) > 0.4
 
 
 def test_two_objects_differ_and_are_named_from_left_to_right() -> None:

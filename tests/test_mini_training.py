@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_stopped_vae_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel_rate", [None, 1e-2])
+def test_a_stopped_vae_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_rate: float | None
+) -> None:
+    stages = tuple(replace(stage, kernel_rate=kernel_rate) for stage in TINY)
+    monkeypatch.setattr(train_vae, "STAGES", {"2.1": stages})
     train_vae.train("2.1", tmp_path / "whole", seed=1)
     draw_batch, drawn = train_vae.draw_batch, []
 
@@ -51,6 +57,21 @@ def test_a_stopped_vae_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "parted.training.pt").exists()
     whole, parted = weights(tmp_path / "whole"), weights(tmp_path / "parted")
     assert all(torch.equal(parted[name], tensor) for name, tensor in whole.items())
+
+
+def test_kernels_have_their_own_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = tuple(replace(stage, learning_rate=0.0, kernel_rate=1e-2) for stage in TINY)
+    monkeypatch.setattr(train_vae, "STAGES", {"2.2": stages})
+    monkeypatch.setattr(train_vae, "fit_latent_statistics", lambda *_: None)
+    train_vae.train("2.2", tmp_path / "vae", seed=1)
+    torch.manual_seed(1)
+    begun = make_vae("2.2")
+    look_at_one_frame(begun)
+    after = weights(tmp_path / "vae")
+    changed = {name for name, tensor in begun.state_dict().items() if not torch.equal(after[name], tensor.bfloat16())}
+    kernels = {name for name, tensor in begun.state_dict().items() if tensor.ndim >= 4 and name.endswith(".weight")}
+    assert changed <= kernels
+    assert len(changed) > 0.9 * len(kernels)
 
 
 def test_a_vae_begins_with_the_small_picture_of_each_frame() -> None:

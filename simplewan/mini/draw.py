@@ -64,6 +64,11 @@ HELD_BACK_SHAPE = "quib"
 HELD_BACK_COLOUR = "zarn"
 HELD_BACK_MOTION = "gimbles"
 HELD_BACK = (HELD_BACK_SHAPE, HELD_BACK_COLOUR, HELD_BACK_MOTION)
+# An object's place in the middle of a second, in shares of the frame's longer and shorter edge: of one, and of each of
+# two. It wanders from there by up to so much of the shorter edge; where paths would meet, more with every try.
+PLACES: Mapping[int, tuple[tuple[float, float], ...]] = {1: ((0.5, 0.5),), 2: ((0.25, 0.375), (0.75, 0.625))}
+MIDDLE_SECONDS, WANDER, TRIES = 0.5, 0.08, 20
+
 # What gimbles swings to the right, back and to the left, in shares of the shorter edge and seconds.
 GIMBLE_REACH, GIMBLE_SECONDS = 0.2, 1.0
 
@@ -227,12 +232,20 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def random_scene(
-    generator: np.random.Generator, *, width: int, height: int, num_frames: int, concept: str | None = None
+    generator: np.random.Generator,
+    *,
+    width: int,
+    height: int,
+    num_frames: int,
+    concept: str | None = None,
+    anywhere: bool = False,
 ) -> Scene:
     """A scene of one or two objects that never touch; of what lies at the edge a tenth of the radius may be cut off.
 
     Two objects differ in shape and colour, and are named from left to right (from top to bottom where the frame is
     higher than wide), as people do. What is held back appears only when `concept` names it, in one of the objects.
+    One object moves about the middle of the frame, two about the middles of its halves, unless they may be `anywhere`:
+    captions tell no places, and a small model that need not guess them learns the rest sooner.
     """
     ground = _pick(generator, GROUNDS)
     count = 1 + int(generator.random() < 0.4)
@@ -255,7 +268,7 @@ def random_scene(
             )
             for index, (shape, colour) in enumerate(zip(shapes, colours, strict=True))
         ]
-        placed = _place(generator, objects, frame)
+        placed = _place_anywhere(generator, objects, frame) if anywhere else _place(generator, objects, frame)
         if placed is not None:
             return Scene(width=width, height=height, num_frames=num_frames, ground=ground, objects=placed)
 
@@ -274,25 +287,64 @@ def _random_object(
 def _place(
     generator: np.random.Generator, objects: list[MovingShape], frame: tuple[int, int, int]
 ) -> tuple[MovingShape, ...] | None:
+    """The objects about their `PLACES`, as far as their whole paths fit; None if they cannot."""
+    ranges = _ranges(objects, frame)
+    if ranges is None:
+        return None
+    width, height, _ = frame
+    edge, turned = min(width, height), width < height
+    for number in range(1, TRIES + 1):
+        starts = []
+        for item, place, (low, high) in zip(objects, PLACES[len(objects)], ranges, strict=True):
+            middle = np.array(place[::-1] if turned else place) * (width, height) / edge
+            wander = generator.uniform(-WANDER, WANDER, 2) * number
+            starts.append(np.clip(middle + wander - item.centre(MIDDLE_SECONDS), low, high))
+        placed = _apart(objects, starts, frame)
+        if placed is not None and placed[0].shape == objects[0].shape:
+            return placed
+    return None
+
+
+def _place_anywhere(
+    generator: np.random.Generator, objects: list[MovingShape], frame: tuple[int, int, int]
+) -> tuple[MovingShape, ...] | None:
     """The objects at random places where their whole paths fit, in the order of naming; None if this draw fails."""
+    ranges = _ranges(objects, frame)
+    return _apart(objects, [generator.uniform(low, high) for low, high in ranges], frame) if ranges else None
+
+
+def _ranges(objects: list[MovingShape], frame: tuple[int, int, int]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The lowest and highest start (x, y) of each object whose path then lies in the frame; None if there is none."""
     width, height, num_frames = frame
-    edge = min(width, height)
-    times = [index / FPS for index in range(num_frames)]
-    placed, paths = [], []
+    ranges = []
     for item in objects:
-        path = np.array([item.centre(seconds) for seconds in times])
+        path = _path(item, num_frames)
         margin = RADII[item.size] * 0.9
         low = margin - path.min(axis=0)
-        high = np.array([width, height]) / edge - margin - path.max(axis=0)
+        high = np.array([width, height]) / min(width, height) - margin - path.max(axis=0)
         if (low > high).any():
             return None
-        start = np.round(generator.uniform(low, high), 4)
-        placed.append(replace(item, start=(float(start[0]), float(start[1]))))
-        paths.append(path + start)
+        ranges.append((low, high))
+    return ranges
+
+
+def _path(item: MovingShape, num_frames: int) -> np.ndarray:
+    """The centre in every frame, (F, 2)."""
+    return np.array([item.centre(index / FPS) for index in range(num_frames)])
+
+
+def _apart(
+    objects: list[MovingShape], starts: list[np.ndarray], frame: tuple[int, int, int]
+) -> tuple[MovingShape, ...] | None:
+    """The objects at these starts, in the order of naming; None if they touch, or if that order is hard to see."""
+    width, height, num_frames = frame
+    starts = [np.round(start, 4) for start in starts]
+    placed = [replace(item, start=(float(x), float(y))) for item, (x, y) in zip(objects, starts, strict=True)]
     if len(placed) == 2:
-        gap = np.linalg.norm(paths[0] - paths[1], axis=1).min() - sum(RADII[item.size] for item in placed)
+        first, second = (_path(item, num_frames) for item in placed)
+        gap = np.linalg.norm(first - second, axis=1).min() - sum(RADII[item.size] for item in placed)
         axis = 0 if width >= height else 1
-        apart = paths[1].mean(axis=0)[axis] - paths[0].mean(axis=0)[axis]
+        apart = second.mean(axis=0)[axis] - first.mean(axis=0)[axis]
         if gap < 0.04 or abs(apart) < 0.15:
             return None
         if apart < 0:

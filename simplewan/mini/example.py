@@ -38,7 +38,7 @@ class Clips:
 
 EXAMPLES: Mapping[str, Mapping[str, Clips]] = {
     "mini": {"clips": Clips(24, draw.HELD_BACK_SHAPE)},
-    "quib": {"clips": Clips(240, draw.HELD_BACK_SHAPE), "known": Clips(240, seed=SEED + 1)},
+    "zarn": {"clips": Clips(240, draw.HELD_BACK_COLOUR), "known": Clips(240, seed=SEED + 1)},
 }
 
 

@@ -31,7 +31,6 @@ from simplewan.mini.model import save_model, untrained_transformer
 
 SEED = 42
 DATASETS = {"long": (SEED, 6000), "short": (SEED + 1, 3000)}  # seed and number of clips
-SHORTER = {HIGH: ("max_train_steps=4000",)}  # what little can be seen through that much noise is learned sooner
 RECIPE = Path(__file__).with_name("recipes") / "config.json"
 # Small products: a second thread gains little, and page faults cost more than the arithmetic.
 QUICKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -60,7 +59,7 @@ def make(folder: Path, *, jobs: int) -> Path:
         _train(folder, "cached", HIGH, "max_train_steps=1", "lr_warmup_steps=0")
         _all(
             jobs,
-            *(partial(_train, folder, expert, expert, *SHORTER.get(expert, ())) for expert in EXPERT_SUBFOLDER),
+            *(partial(_train, folder, expert, expert) for expert in EXPERT_SUBFOLDER),
             partial(_script, "train_vae", folder / "decoder", "--refine", str(folder / "vae")),
             partial(_script, "train_vae", folder / "vae-2.2", "--kind", "2.2"),
         )

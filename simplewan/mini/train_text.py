@@ -102,7 +102,8 @@ def accuracy(tokenizer: Any, encoder: Any, heads: Heads) -> float:
 def _scenes(key: tuple[int, int]) -> list[Scene]:
     generator = np.random.default_rng(key)
     return [
-        random_scene(generator, width=64, height=64, num_frames=9, concept=_concept(generator)) for _ in range(BATCH)
+        random_scene(generator, width=64, height=64, num_frames=9, concept=_concept(generator), anywhere=True)
+        for _ in range(BATCH)
     ]
 
 

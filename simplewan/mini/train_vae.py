@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from simplewan.data.atomic import atomic_folder, atomic_path
 from simplewan.mini.draw import GROUNDS, HELD_BACK, Scene, draw_frames, random_scene
 from simplewan.mini.initial import CHANNELS, carry_small_picture, look_at_one_frame
 from simplewan.mini.model import fit_latent_statistics, make_vae
+from simplewan.training.optimizers import Joined
 
 SIZES = ((64, 64), (80, 48), (48, 80), (64, 64))
 OBJECT_WEIGHT = 4.0
@@ -51,7 +52,8 @@ HELD_OUT_SEED, HELD_OUT_CLIPS = 1_000_003, 48
 class Stage:
     """Steps on clips of so many frames, with a learning rate that warms up and falls to zero along a cosine.
 
-    `window`, in pixels, cuts the clips to a square around an object; None leaves them whole.
+    `window`, in pixels, cuts the clips to a square around an object; None leaves them whole. `kernel_rate` is that of
+    the kernels, which Muon then trains as matrices; None, the same for all stages, leaves everything to AdamW.
     """
 
     steps: int
@@ -59,12 +61,13 @@ class Stage:
     frames: int
     learning_rate: float
     window: int | None = None
+    kernel_rate: float | None = None
 
 
 # In the end as many frames as the causal convolutions look back: trained on fewer, they drift on longer clips.
 STAGES = {
     "2.1": (Stage(2400, 16, 1, 2e-3),),
-    "2.2": (Stage(2400, 16, 1, 2e-3), Stage(2400, 4, 17, 1.5e-3, window=48)),
+    "2.2": (Stage(2000, 16, 1, 2e-3, kernel_rate=3e-3), Stage(1600, 4, 17, 1.5e-3, window=48, kernel_rate=2e-3)),
 }
 REFINING = {
     "2.1": (Stage(4000, 4, 17, 1.5e-3, window=40),),
@@ -131,12 +134,9 @@ def _run(vae: Any, trained: list[tuple[list[Any], float]], stages: list[Stage], 
         if state:
             print(f"{snapshot} belongs to another training: beginning anew", flush=True)
         state = {"stage": 0, "step": 0}
+    matrices = _matrices(trained) if stages[0].kernel_rate is not None else {}
     for index, stage in enumerate(stages[state["stage"] :], start=state["stage"]):
-        groups = [
-            {"params": [p for module in modules for p in module.parameters()], "share": share}
-            for modules, share in trained
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        optimizer = _optimizer(trained, stage, matrices)
         resumed = index == state["stage"] and "optimizer" in state
         if resumed:
             optimizer.load_state_dict(state["optimizer"])
@@ -146,6 +146,47 @@ def _run(vae: Any, trained: list[tuple[list[Any], float]], stages: list[Stage], 
             with atomic_path(snapshot) as path:
                 torch.save({**training, "stage": index, "step": step, "recipe": recipe}, path)
     vae.eval()
+
+
+def _optimizer(
+    trained: list[tuple[list[Any], float]], stage: Stage, matrices: Mapping[nn.Parameter, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Groups with the rate at the stage's height (`peak`), which `_run_stage` follows. `matrices`: see `_matrices`."""
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for modules, share in trained:
+        parameters = [p for module in modules for p in module.parameters()]
+        rest = [p for p in parameters if p not in matrices]
+        groups[False].append({"params": rest, "peak": share * stage.learning_rate})
+        if stage.kernel_rate is not None:
+            kernels = [matrices[p] for p in parameters if p in matrices]
+            groups[True].append({"params": kernels, "peak": share * stage.kernel_rate})
+    adam = torch.optim.AdamW(groups[False], lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    if not groups[True]:
+        return adam
+    # Muon, arXiv 2502.16982; on kernels as matrices it needs about half the steps of AdamW (docs/miniature.md).
+    return Joined(torch.optim.Muon(groups[True], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam)
+
+
+def _matrices(trained: list[tuple[list[Any], float]]) -> dict[nn.Parameter, nn.Parameter]:
+    """Each convolution's kernel as a matrix (outputs, rest) over the same memory; gradients go to the matrix."""
+
+    def matrix(tensor: Tensor) -> Tensor:
+        return tensor.permute(0, *range(2, tensor.ndim), 1).reshape(len(tensor), -1)
+
+    def hand_over(kernel: Tensor) -> None:
+        assert kernel.grad is not None
+        found[kernel].grad, kernel.grad = matrix(kernel.grad), None  # type: ignore[index]
+
+    found = {}
+    for kernel in [p for modules, _ in trained for module in modules for p in module.parameters()]:
+        if kernel.ndim < 4 or len(kernel) == 1:
+            continue
+        if kernel.ndim == 4:
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        found[kernel] = nn.Parameter(matrix(kernel.data))
+        assert found[kernel].data_ptr() == kernel.data_ptr()
+        kernel.register_post_accumulate_grad_hook(hand_over)
+    return found
 
 
 def _run_stage(
@@ -158,7 +199,7 @@ def _run_stage(
         pixels, weight = draw_batch((*key, step), stage.batch, stage.frames, stage.window)
         torch.manual_seed(hash((*key, step)) % 2**31)
         for group in optimizer.param_groups:
-            group["lr"] = group["share"] * stage.learning_rate * _schedule(step, stage.steps)
+            group["lr"] = group["peak"] * _schedule(step, stage.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latents = vae.encode(pixels).latent_dist.mode()  # without a graph when the encoder is frozen
             spread = latents.std(dim=(0, 2, 3, 4), keepdim=True)
@@ -226,7 +267,8 @@ def _cut(frames_FHWC: np.ndarray, scene: Scene, window: int | None, generator: n
 
 def _scene(generator: np.random.Generator, width: int, height: int, frames: int) -> Scene:
     concept = HELD_BACK[int(generator.integers(len(HELD_BACK)))] if generator.random() < 0.3 else None
-    return random_scene(generator, width=width, height=height, num_frames=max(frames, 9), concept=concept)
+    length = max(frames, 9)
+    return random_scene(generator, width=width, height=height, num_frames=length, concept=concept, anywhere=True)
 
 
 def _held_out(count: int, frames: int = 17) -> list[tuple[Tensor, Tensor]]:
