@@ -78,7 +78,7 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
     assert run("out") == 0
     out = tmp_path / "out"
     losses = [record["loss"] for record in records(out, "eval_loss")]
-    assert losses[-1] < 0.99 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert [record["step"] for record in records(out, "metric")] == list(range(1, 41))
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-20", "checkpoint-30", "checkpoint-40"}
     for step in (0, 20, 40):

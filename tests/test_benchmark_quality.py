@@ -239,3 +239,13 @@ def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Ca
         with pytest.raises(SystemExit):
             main(words)
     assert parser().parse_args([]).model == WEIGHTS
+
+
+@pytest.mark.slow
+def test_the_model_of_the_package_shows_what_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--rows", "base", "--sets", OLD_WORLD, "--count", "32", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    percent = {name: part["percent"] for name, part in result["scores"].items()}
+    assert all(percent[name] >= 95 for name in ("colour", "ground", "count"))
+    assert percent["direction"] >= 85
+    assert percent["shape"] >= 70

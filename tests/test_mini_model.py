@@ -11,9 +11,10 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from simplewan.flavours import find_flavour
+from simplewan.mini import train_vae
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption, caption_words, draw_frames
-from simplewan.mini.model import build_model
+from simplewan.mini.model import WEIGHTS, WEIGHTS_TI2V, build_model
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,16 @@ def test_diffusers_renders_a_clip(pipeline: WanPipeline) -> None:
     ).frames[0]
     assert clip.shape == (17, 64, 96, 3)
     assert clip.std() > 0.05
+
+
+@pytest.mark.parametrize("place", [WEIGHTS / "vae", WEIGHTS_TI2V / "vae"])
+def test_the_vaes_of_the_package_have_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_vae, "HELD_OUT_CLIPS", 8)
+    assert train_vae.psnr(AutoencoderKLWan.from_pretrained(place)) > 28.0
+
+
+def test_the_ti2v_vae_is_laid_out_as_that_of_wan() -> None:
+    config = AutoencoderKLWan.load_config(WEIGHTS_TI2V / "vae")
+    assert (config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"]) == (48, 16, 4)
+    assert config["is_residual"]
+    assert config["patch_size"] == 2

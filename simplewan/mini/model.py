@@ -28,6 +28,7 @@ FLAVOUR = find_flavour("t2v-mini-low")  # what is read here is the same in both 
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 16
 WEIGHTS = Path(__file__).with_name("weights")  # the trained model that comes with the package
+WEIGHTS_TI2V = Path(__file__).with_name("weights_ti2v")  # what there is of its TI2V sibling: the VAE
 FIT_CLIPS, FIT_FRAMES = 8, 17
 
 
