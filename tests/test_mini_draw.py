@@ -141,11 +141,13 @@ def test_objects_wander_about_their_places_unless_they_may_be_anywhere() -> None
         width, height = SIZES[index % len(SIZES)]
         return random_scene(generator, width=width, height=height, num_frames=17, anywhere=anywhere)
 
-    near, far = ([draw(index, anywhere=anywhere) for index in range(120)] for anywhere in (False, True))
+    near, far = ([draw(index, anywhere=anywhere) for index in range(240)] for anywhere in (False, True))
     alone = [distance for scene in near if len(scene.objects) == 1 for distance in _away(scene)]
     assert 0.5 * WANDER < max(alone) <= WANDER + 1e-4
-    pairs = [distance for scene in near if len(scene.objects) == 2 for distance in _away(scene)]
-    assert np.mean([distance <= WANDER + 1e-4 for distance in pairs]) > 0.6  # the others had to give way
+    for portrait in (False, True):
+        pairs = [scene for scene in near if len(scene.objects) == 2 and (scene.width < scene.height) == portrait]
+        assert len(pairs) > 10
+        assert np.mean([max(_away(scene)) <= WANDER + 1e-4 for scene in pairs]) > 0.6  # the others had to give way
     assert np.mean([distance > 2 * WANDER for scene in far for distance in _away(scene)]) > 0.4
 
 

@@ -108,6 +108,13 @@ def test_vae_and_text_encoder_load(folder: Path) -> None:
     assert encoder(tokenizer("a red ball", return_tensors="pt").input_ids).last_hidden_state.shape == (1, 4, 32)
 
 
+@pytest.mark.parametrize("damaged", ["tokenizer/tokenizer.json", "text_encoder/model.safetensors"])
+def test_a_damaged_text_part_is_named(copy: Path, damaged: str) -> None:
+    (copy / damaged).write_bytes((copy / damaged).read_bytes()[:100])
+    with pytest.raises(UserError, match=f"has a {damaged.split('/')[0]} that cannot be read"):
+        load_text_encoder(Model(str(copy)), MINI, torch.float32)
+
+
 def test_the_wrong_size_is_refused_with_found_and_expected(copy: Path) -> None:
     edit_config(copy / "transformer/config.json", num_attention_heads=40, attention_head_dim=128, num_layers=40)
     text = problems_of(Model(str(copy)), find_flavour("t2v-480p-1.3b-2.1"))

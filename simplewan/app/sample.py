@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -220,15 +220,14 @@ def plan_clips(settings: RenderSettings, seeds: Sequence[int], *, note: str | No
             for seed in seeds:
                 name = sized_name(prompt.name, size, settings.sizes)
                 name = claim_name(settings.folder, name if len(seeds) == 1 else f"{name}_s{seed}", taken, claims)
-                taken.add(name.casefold())
                 caption = noted(f"{name}, seed {seed}: {prompt.text}", note)
                 video, sheet = (settings.folder / f"{name}.{ending}" for ending in ("mp4", "png"))
                 clips.append(Clip(prompt, size, seed, video, sheet, caption))
     return clips
 
 
-def claim_name(folder: Path, name: str, taken: Collection[str], claims: ExitStack) -> str:
-    """`name`, with a number behind it if it is `taken` (lower case), claimed by another process, or a file's."""
+def claim_name(folder: Path, name: str, taken: set[str], claims: ExitStack) -> str:
+    """`name`, with a number behind it if it is `taken`, claimed by another process, or a file's; taken from now on."""
     candidate, number = name, 1
     while (
         candidate.casefold() in taken
@@ -237,6 +236,7 @@ def claim_name(folder: Path, name: str, taken: Collection[str], claims: ExitStac
     ):
         number += 1
         candidate = f"{name}_{number}"
+    taken.add(candidate.casefold())
     return candidate
 
 

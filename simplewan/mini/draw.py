@@ -64,8 +64,9 @@ HELD_BACK_SHAPE = "quib"
 HELD_BACK_COLOUR = "zarn"
 HELD_BACK_MOTION = "gimbles"
 HELD_BACK = (HELD_BACK_SHAPE, HELD_BACK_COLOUR, HELD_BACK_MOTION)
-# An object's place in the middle of a second, in shares of the frame's longer and shorter edge: of one, and of each of
-# two. It wanders from there by up to so much of the shorter edge; where paths would meet, more with every try.
+# Where an object is half a second in (half way through the 17 frames that are trained on), in shares of the frame's
+# longer and shorter edge: one, and each of two. It wanders from there by up to so much of the shorter edge, and farther
+# where its path would leave the frame; where two would meet, both wander more with every try.
 PLACES: Mapping[int, tuple[tuple[float, float], ...]] = {1: ((0.5, 0.5),), 2: ((0.25, 0.375), (0.75, 0.625))}
 MIDDLE_SECONDS, WANDER, TRIES = 0.5, 0.08, 20
 
@@ -244,8 +245,8 @@ def random_scene(
 
     Two objects differ in shape and colour, and are named from left to right (from top to bottom where the frame is
     higher than wide), as people do. What is held back appears only when `concept` names it, in one of the objects.
-    One object moves about the middle of the frame, two about the middles of its halves, unless they may be `anywhere`:
-    captions tell no places, and a small model that need not guess them learns the rest sooner.
+    Objects move about their `PLACES` unless they may be `anywhere`: captions tell no places, and a small model that
+    need not guess them learns the rest sooner.
     """
     ground = _pick(generator, GROUNDS)
     count = 1 + int(generator.random() < 0.4)

@@ -53,7 +53,7 @@ class Stage:
     """Steps on clips of so many frames, with a learning rate that warms up and falls to zero along a cosine.
 
     `window`, in pixels, cuts the clips to a square around an object; None leaves them whole. `kernel_rate` is that of
-    the kernels, which Muon then trains as matrices; None, the same for all stages, leaves everything to AdamW.
+    kernels and norms' gains, which Muon then trains as matrices; None, in all stages or in none, leaves them to AdamW.
     """
 
     steps: int
@@ -134,6 +134,7 @@ def _run(vae: Any, trained: list[tuple[list[Any], float]], stages: list[Stage], 
         if state:
             print(f"{snapshot} belongs to another training: beginning anew", flush=True)
         state = {"stage": 0, "step": 0}
+    assert len({stage.kernel_rate is None for stage in stages}) == 1, "gradients go to the matrices in all stages"
     matrices = _matrices(trained) if stages[0].kernel_rate is not None else {}
     for index, stage in enumerate(stages[state["stage"] :], start=state["stage"]):
         optimizer = _optimizer(trained, stage, matrices)
@@ -149,7 +150,7 @@ def _run(vae: Any, trained: list[tuple[list[Any], float]], stages: list[Stage], 
 
 
 def _optimizer(
-    trained: list[tuple[list[Any], float]], stage: Stage, matrices: Mapping[nn.Parameter, nn.Parameter]
+    trained: list[tuple[list[Any], float]], stage: Stage, matrices: Mapping[Tensor, nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Groups with the rate at the stage's height (`peak`), which `_run_stage` follows. `matrices`: see `_matrices`."""
     groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
@@ -163,23 +164,27 @@ def _optimizer(
     adam = torch.optim.AdamW(groups[False], lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     if not groups[True]:
         return adam
-    # Muon, arXiv 2502.16982; on kernels as matrices it needs about half the steps of AdamW (docs/miniature.md).
+    # Muon, arXiv 2502.16982; what it gains here stands in docs/miniature.md.
     return Joined(torch.optim.Muon(groups[True], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam)
 
 
-def _matrices(trained: list[tuple[list[Any], float]]) -> dict[nn.Parameter, nn.Parameter]:
-    """Each convolution's kernel as a matrix (outputs, rest) over the same memory; gradients go to the matrix."""
+def _matrices(trained: list[tuple[list[Any], float]]) -> dict[Tensor, nn.Parameter]:
+    """Each convolution's kernel as a matrix (outputs, rest) over the same memory, each norm's gain as one (size, 1).
+
+    From now on gradients go to the matrix.
+    """
+    found: dict[Tensor, nn.Parameter] = {}
 
     def matrix(tensor: Tensor) -> Tensor:
         return tensor.permute(0, *range(2, tensor.ndim), 1).reshape(len(tensor), -1)
 
     def hand_over(kernel: Tensor) -> None:
         assert kernel.grad is not None
-        found[kernel].grad, kernel.grad = matrix(kernel.grad), None  # type: ignore[index]
+        assert found[kernel].grad is None
+        found[kernel].grad, kernel.grad = matrix(kernel.grad), None
 
-    found = {}
     for kernel in [p for modules, _ in trained for module in modules for p in module.parameters()]:
-        if kernel.ndim < 4 or len(kernel) == 1:
+        if kernel.ndim < 4:
             continue
         if kernel.ndim == 4:
             kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)

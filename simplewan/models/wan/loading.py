@@ -108,7 +108,7 @@ def _reading(place: Source) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         fix = "a file of it is damaged or incomplete: download or copy it again"
         message = f"has a {place.part} that cannot be read: {str(error).splitlines()[0]}"
         raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix)) from error
