@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -35,7 +36,7 @@ from simplewan.mini.measure import Seen, measure
 from simplewan.mini.model import FLAVOUR, WEIGHTS
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
 from simplewan.models.export import read_lora
-from simplewan.reporting.quiet import quiet_loading_bars
+from simplewan.reporting.quiet import quiet_loading_bars, settle_environment
 
 SIZES = ("64x64", "80x48", "48x80")
 NUM_FRAMES = 17
@@ -216,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.quality",
         description=(__doc__ or "").partition("\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     layout = "a model folder in diffusers' layout; default: the one that comes with the package"
     flags.add_argument("--model", type=Path, default=WEIGHTS, help=layout)
@@ -260,6 +262,7 @@ def main(words: Sequence[str] | None = None) -> int:
         flags.error(f"--sheet {arguments.sheet}: the name must end in .png")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    settle_environment(os.environ)
     quiet_loading_bars()
     results: list[Result] = []
     code = 0

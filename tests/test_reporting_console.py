@@ -169,3 +169,15 @@ def test_a_failed_stage_says_why() -> None:
     stream = io.StringIO()
     Console(stream)(Stage("validation", "Validation of step 2", "failed", "1 of 3 clips failed"))
     assert stream.getvalue() == "Validation of step 2: failed (1 of 3 clips failed)\n"
+
+
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_a_run_goes_on_when_nobody_reads_along(buffering: int) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", buffering=buffering) as stream:
+        console = Console(stream, interval_seconds=0.0)
+        console(Notice("read", "info"))
+        os.close(reader)
+        for event in _run(4):
+            console(event)
+        console.close()

@@ -6,9 +6,11 @@ alone: it belongs to commands that print a document.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -43,7 +45,7 @@ class Console:
         interval_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        stream = sys.stderr if stream is None else stream
+        self._stream = stream = sys.stderr if stream is None else stream
         self._memory = memory
         self._view = Bars(stream) if stream.isatty() else Lines(stream, interval_seconds=interval_seconds, clock=clock)
         self._losses: dict[str, float] = {}
@@ -52,6 +54,23 @@ class Console:
         self._clips: str | None = None
 
     def __call__(self, event: Event) -> None:
+        with self._unread():
+            self._show(event)
+
+    def close(self) -> None:
+        """Ends all bars, so that what is printed next begins on a line of its own."""
+        with self._unread():
+            self._view.close_all()
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        """Lets a run go on when nobody reads along any more: `| head` has seen enough, Ctrl-C has ended `| tee` too."""
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _show(self, event: Event) -> None:
         if isinstance(event, Progress):
             tally = Tally(event.label, event.current, event.total, event.unit)
             self._view.progress(event.key, tally)
@@ -60,16 +79,12 @@ class Console:
         elif isinstance(event, Stage):
             self._stage(event)
         elif isinstance(event, RunSummary):
-            self.close()
+            self._view.close_all()
             self._view.say(self._summary(event))
         else:
             self._remember(event)
             if text := _sentence(event):
                 self._view.say(text)
-
-    def close(self) -> None:
-        """Ends all bars, so that what is printed next begins on a line of its own."""
-        self._view.close_all()
 
     def _training_step(self, event: Metric) -> None:
         self._losses[event.role] = event.loss
