@@ -536,6 +536,8 @@ def test_mistakes_are_told_all_at_once(model: Path, tmp_path: Path, capfd: pytes
     for seed in ("seed", "validation_seed"):
         assert sample(model, "prompt=x", f"{seed}=18446744073709551616") == 2
         assert f"{seed} = " in capfd.readouterr().err
+    assert sample(model, "prompt=x", "guidance_scale=3") == 2
+    assert "guidance_scale is not an option; did you mean validation_guidance?" in capfd.readouterr().err
     assert sample(model) == 2
     assert "there is nothing to render" in capfd.readouterr().err
     assert sample(tmp_path / "none", "prompt=x") == 2

@@ -79,7 +79,7 @@ def once_more(made: list[Path]) -> Callable[..., Loaded]:
 def test_missing_and_broken_configurations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"model_family": "wan", ')
     for words, wanted in (
-        (["train"], "config.json: there is no such file; copy config/config.json.example"),
+        (["train"], "config.json: there is no such file; copy config/config.json.example and its neighbours"),
         (["train", "--config", "nope.json"], "nope.json: there is no such file"),
         (["train", "--config", "broken.json"], "broken.json, line 1, column 25"),
         (["train", "env=mine"], "config/mine/config.json: there is no such file"),

@@ -291,6 +291,8 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     assert "push_to_hub = True needs hub_model_id" in problems(tmp_path, push_to_hub=True)
     assert "leaves nothing to train" in problems(tmp_path, model_flavour="t2v-a14b-2.2-high", max_timestep=800)
     assert "user_prompt_library = 'no.json' is not there" in problems(tmp_path, user_prompt_library="no.json")
+    (tmp_path / "no.json.example").touch()
+    assert "no.json.example is a start" in problems(tmp_path, user_prompt_library="no.json")
 
 
 def test_timesteps_as_fractions(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from simplewan.errors import Problem
 from simplewan.options.catalogue import catalogue
+from simplewan.options.foreign import MUSUBI
 from simplewan.options.sources import COMMAND_LINE, Override, did_you_mean, plain_key
 
 BOOLEANS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
@@ -135,7 +136,7 @@ class _Words:
         """The own argument that an unknown key most likely stands for; options are answered by the loader."""
         if key in catalogue() or not self.own:
             return None
-        meant = did_you_mean(key, (*self.own, *self.flags, *catalogue()))
+        meant = did_you_mean(key, (*self.own, *self.flags, *catalogue(), *MUSUBI))
         return meant if meant in self.own | self.flags else None
 
     def _stray(self, word: str, where: str) -> Problem:

@@ -103,7 +103,7 @@ def _of_environment(name: str) -> Path:
 
 def _default_config() -> Path:
     if not DEFAULT_CONFIG.exists():
-        fix = "copy config/config.json.example, name another with --config FILE, or try `train example=mini`"
+        fix = "copy config/config.json.example and its neighbours, give --config FILE, or try `train example=mini`"
         raise UserError(Problem(str(DEFAULT_CONFIG), "there is no such file", fix=fix))
     return DEFAULT_CONFIG
 

@@ -68,7 +68,10 @@ class Paths:
         """A problem unless `path` is there (or still to be made); whether it can be read now."""
         if below_placeholder(raw, self.unprepared):
             return False
-        if self.find(path, from_config=True).exists():
+        found = self.find(path, from_config=True)
+        if found.exists():
             return True
-        findings.problem(where, "is not there", key=key, value=str(raw))
+        example = found.with_name(f"{found.name}.example")
+        fix = f"{example} is a start" if example.exists() else ""
+        findings.problem(where, "is not there", key=key, value=str(raw), fix=fix)
         return False
