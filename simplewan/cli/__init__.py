@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from simplewan import __version__
 from simplewan.errors import EXIT_DONE, EXIT_SIGINT, EXIT_USER_ERROR, UserError
+from simplewan.reporting.quiet import silence
 
 USAGE = """usage: simpletuner COMMAND [ARGUMENT ...]
 
@@ -55,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_SIGINT
     except BrokenPipeError:
-        # The reader (head, less) went away: nothing is wrong. Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)  # nothing is wrong, but Python would complain again when it flushes
         return EXIT_DONE
 
 

@@ -153,19 +153,19 @@ def _optimizer(
     trained: list[tuple[list[Any], float]], stage: Stage, matrices: Mapping[Tensor, nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Groups with the rate at the stage's height (`peak`), which `_run_stage` follows. `matrices`: see `_matrices`."""
-    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    kernels, others = [], []
     for modules, share in trained:
         parameters = [p for module in modules for p in module.parameters()]
         rest = [p for p in parameters if p not in matrices]
-        groups[False].append({"params": rest, "peak": share * stage.learning_rate})
+        others.append({"params": rest, "peak": share * stage.learning_rate})
         if stage.kernel_rate is not None:
-            kernels = [matrices[p] for p in parameters if p in matrices]
-            groups[True].append({"params": kernels, "peak": share * stage.kernel_rate})
-    adam = torch.optim.AdamW(groups[False], lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    if not groups[True]:
+            chosen = [matrices[p] for p in parameters if p in matrices]
+            kernels.append({"params": chosen, "peak": share * stage.kernel_rate})
+    adam = torch.optim.AdamW(others, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    if not kernels:
         return adam
     # Muon, arXiv 2502.16982; what it gains here stands in docs/miniature.md.
-    return Joined(torch.optim.Muon(groups[True], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam)
+    return Joined(torch.optim.Muon(kernels, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam)
 
 
 def _matrices(trained: list[tuple[list[Any], float]]) -> dict[Tensor, nn.Parameter]:

@@ -1,12 +1,11 @@
 """Progress for people, on stderr: bars on a terminal, plain lines in a pipe or a log file.
 
-Imports events, `bars`. What is said is the same in both cases; only how progress looks differs. Standard output is left
-alone: it belongs to commands that print a document.
+Imports events, `bars`, `quiet`. What is said is the same in both cases; only how progress looks differs. Standard
+output is left alone: it belongs to commands that print a document.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from simplewan.events import (
     ValidationRendered,
 )
 from simplewan.reporting.bars import Bars, Lines, Tally
+from simplewan.reporting.quiet import silence
 
 TRAINING_KEY = "training"
 
@@ -68,7 +68,7 @@ class Console:
         try:
             yield
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            silence(self._stream)
 
     def _show(self, event: Event) -> None:
         if isinstance(event, Progress):

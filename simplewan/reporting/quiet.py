@@ -1,4 +1,4 @@
-"""Settles the libraries below before they are loaded: quiet, and bearable for others on the machine.
+"""Settles the libraries below before they are loaded: quiet, and bearable for others on the machine; silences streams.
 
 Imports nothing until it is called. Their warnings about things that users cannot change, and their bars for loading a
 few files, are switched off; errors and the hub's download bars stay.
@@ -7,7 +7,9 @@ few files, are switched off; errors and the hub's download bars stay.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import MutableMapping
+from typing import TextIO
 
 _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -38,3 +40,10 @@ def quiet_loading_bars() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+def silence(stream: TextIO) -> None:
+    """Sends what is written to `stream` from now on nowhere, its buffer too: whoever read it (head, less) has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
