@@ -75,24 +75,24 @@ class Index:
     def media(self, entry: Entry) -> MediaInfo | str | None:
         """What was found in the file, or the reason why it cannot be used; None when it was not looked at yet."""
         row = self._files.get(entry.path)
-        if row is None or row[:2] != (entry.size, entry.mtime_ns):
+        if row is None or row[:2] != (entry.size, entry.stamp):
             return None
         return row[3] if row[2] is None else _unpack(row[2])
 
     def digest(self, entry: Entry) -> str | None:
         """The digest of the file's bytes, if it was computed."""
         row = self._files.get(entry.path)
-        return None if row is None or row[:2] != (entry.size, entry.mtime_ns) else row[4]
+        return None if row is None or row[:2] != (entry.size, entry.stamp) else row[4]
 
     def captions(self, entry: Entry) -> bytes | None:
         """The bytes of a caption file."""
         row = self._captions.get(entry.path)
-        return None if row is None or row[:2] != (entry.size, entry.mtime_ns) else row[2]
+        return None if row is None or row[:2] != (entry.size, entry.stamp) else row[2]
 
     def put_media(self, entry: Entry, found: MediaInfo | str) -> None:
         """Remember what was found, or why the file cannot be used."""
         info, error = (None, found) if isinstance(found, str) else (_pack(found), None)
-        self._files[entry.path] = (entry.size, entry.mtime_ns, info, error, None)
+        self._files[entry.path] = (entry.size, entry.stamp, info, error, None)
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (entry.path, *self._files[entry.path]))
 
     def put_digest(self, entry: Entry, digest: str) -> None:
@@ -102,7 +102,7 @@ class Index:
 
     def put_captions(self, entry: Entry, content: bytes) -> None:
         """Remember the bytes of a caption file."""
-        self._captions[entry.path] = (entry.size, entry.mtime_ns, content)
+        self._captions[entry.path] = (entry.size, entry.stamp, content)
         self._write("INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?)", (entry.path, *self._captions[entry.path]))
 
     def keep_only(self, paths: Iterable[str]) -> None:

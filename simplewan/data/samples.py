@@ -1,6 +1,6 @@
 """The records that scanning makes: samples, what was dropped and why, and what there is to say.
 
-Imports `buckets` only. A Sample holds everything that decides its pixels, so that caches can name what they hold.
+Imports `buckets` and the places of files. A Sample holds everything that decides its pixels, so that caches can name what they hold.
 """
 
 from __future__ import annotations
@@ -8,19 +8,25 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from simplewan.data.backends import Source
 from simplewan.data.buckets import Clip
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip of a dataset. `content` is the SHA-256 of the file's bytes; there is at least one caption."""
+    """One clip of a dataset. `content` names the file's bytes (their SHA-256, or what the place knows them by)."""
 
     id: str
     dataset: str
-    path: str
+    source: Source
     content: str
     captions: tuple[str, ...]
     clip: Clip
+
+    @property
+    def path(self) -> str:
+        """Where its file lies, for people."""
+        return str(self.source)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from simplewan.data.backends import Backend, Entry, LocalBackend
+from simplewan.data.backends import Backend, Entry, LocalBackend, Source
 from simplewan.data.captions import CaptionError, caption_files, missing_caption, parse_captions, stem
 from simplewan.data.index import Index
 from simplewan.data.media import MediaError, MediaInfo, is_media_name, probe
@@ -46,7 +46,7 @@ def scan(
     backend = LocalBackend(_folder(dataset))
     rules = make_rules(dataset, flavour)
     try:
-        with Index(index_folder, dataset=dataset.id, root=str(backend.root)) as index:
+        with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
             return _Scanner(dataset, backend, index, emit, check).run(rules)
     except sqlite3.OperationalError as error:
         raise UserError(
@@ -125,7 +125,7 @@ class _Scanner:
         return Sample(
             id=f"{self.dataset.id}/{entry.path}",
             dataset=self.dataset.id,
-            path=str(self.backend.local_path(entry.path)),
+            source=Source(self.backend, entry.path),
             content=digest,
             captions=captions,
             clip=found.clip,

@@ -1,53 +1,29 @@
-"""Where the files of a dataset are: one small protocol, and the local folder behind it.
+"""A folder on this machine, or one that is mounted, and everything below it.
 
-Imports nothing of this project. Paths are relative to the root, with "/" between the parts, on every system. Source
-files are only ever read.
+Imports this package and the atomic writes of the room.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
+
+from simplewan.data.atomic import atomic_path
+from simplewan.data.backends.base import Entry
 
 IGNORED_SUFFIXES = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".swp", ".bak", "~")
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or unfinished."""
+    return name.startswith(".") or name.lower().endswith(IGNORED_SUFFIXES)
+
+
 @dataclass(frozen=True)
-class Entry:
-    """One file: its path relative to the root, its size in bytes and when it was last modified (nanoseconds)."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-class Backend(Protocol):
-    """What scanning and loading need of a place that holds files."""
-
-    def list(self) -> Iterator[Entry]:
-        """Every file below the root that is neither hidden nor temporary, sorted. Raises OSError."""
-        ...
-
-    def stat(self, path: str) -> Entry:
-        """The entry of one file. Raises FileNotFoundError."""
-        ...
-
-    def open(self, path: str) -> BinaryIO:
-        """A seekable stream of the file's bytes."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """All bytes of a (small) file."""
-        ...
-
-    def local_path(self, path: str) -> Path | None:
-        """Where the file lies on this machine, or None."""
-        ...
-
-
 class LocalBackend:
     """A folder and everything below it.
 
@@ -55,24 +31,40 @@ class LocalBackend:
     root: so a loop of links ends.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    folder: Path
+
+    @property
+    def root(self) -> str:
+        return str(self.folder)
 
     def list(self) -> Iterator[Entry]:
-        yield from sorted(_walk(self.root), key=lambda entry: entry.path)
+        yield from sorted(_walk(self.folder))
 
     def stat(self, path: str) -> Entry:
-        stat = (self.root / path).stat()
+        stat = (self.folder / path).stat()
         return Entry(path, stat.st_size, stat.st_mtime_ns)
 
     def open(self, path: str) -> BinaryIO:
-        return (self.root / path).open("rb")
+        return (self.folder / path).open("rb")
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return (self.folder / path).read_bytes()
 
     def local_path(self, path: str) -> Path | None:
-        return self.root / path
+        return self.folder / path
+
+    def identity(self, entry: Entry) -> str | None:
+        return None
+
+    def write(self, path: str, content: bytes | Path) -> None:
+        with atomic_path(self.folder / path) as temporary:
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                shutil.copyfile(content, temporary)
+
+    def delete(self, path: str) -> None:
+        (self.folder / path).unlink(missing_ok=True)
 
 
 def _walk(root: Path) -> list[Entry]:
@@ -100,7 +92,7 @@ def _list_folder(
 ) -> None:
     with os.scandir(folder) as items:
         for item in items:
-            if item.name.startswith(".") or item.name.lower().endswith(IGNORED_SUFFIXES):
+            if is_ignored(item.name):
                 continue
             try:
                 if item.is_dir():
