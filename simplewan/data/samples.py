@@ -1,7 +1,7 @@
 """The records that scanning makes: samples, what was dropped and why, and what there is to say.
 
-Imports `buckets` and the places of files. A Sample holds everything that decides its pixels, so that caches can name what
-they hold.
+Imports `buckets` and the places of files. A Sample holds everything that decides its pixels, so that caches can name
+what they hold.
 """
 
 from __future__ import annotations
