@@ -22,7 +22,7 @@ from simplewan.caches.keys import Item
 from simplewan.caches.shards import digest
 from simplewan.caches.store import Store
 from simplewan.cli import main
-from simplewan.data import scan
+from simplewan.data import inspection
 from simplewan.data.backends import LocalBackend
 
 # All of one shape class, so that they may be encoded together; one more is kept for later.
@@ -129,7 +129,7 @@ def watch(patch: pytest.MonkeyPatch, work: Work) -> None:
 
     before(caching.TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
     before(caching._VaeEncoder, "__call__", lambda _self, items: work.latents.append(list(items)))
-    before(scan, "probe", lambda path: work.probed.append(Path(path).name))
+    before(inspection, "probe", lambda source: work.probed.append(source.name))
     for name in ("open", "read"):
         before(LocalBackend, name, lambda _self, path: work.opened.append(path))
 

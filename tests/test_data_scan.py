@@ -96,10 +96,10 @@ def test_a_change_is_seen_whatever_changed(folder: Path, tmp_path: Path) -> None
     assert before["a.mp4"].content != after["a.mp4"].content
     assert after["X.MP4"].captions == ("another caption",)
     assert set(before) - set(after) == {"片段.mp4"}
-    assert [event.total for event in events if isinstance(event, Progress)] == [1, 1]
+    assert [event.total for event in events if isinstance(event, Progress)] == [1, 1, 1]  # read, captions, hashed
     other = scanned(dataset(folder, video={"num_frames": 5}, resolution=32), tmp_path / "index", emit=events.append)
     assert {sample.bucket for sample in other.samples} == {"32x32@5"}
-    assert len(events) == 2  # other options: the index still holds
+    assert len(events) == 3  # other options: the index still holds
 
 
 def test_an_index_that_is_no_database_is_made_anew(folder: Path, tmp_path: Path) -> None:
@@ -109,10 +109,12 @@ def test_an_index_that_is_no_database_is_made_anew(folder: Path, tmp_path: Path)
 
 
 def test_an_index_in_use_is_a_users_error(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scanned(dataset(folder), tmp_path / "index")
+    before = scanned(dataset(folder), tmp_path / "index")
     monkeypatch.setattr("simplewan.data.index.LOCK_SECONDS", 0.05)
     other = sqlite3.connect(tmp_path / "index" / "clips.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
+    assert scanned(dataset(folder), tmp_path / "index") == before  # nothing is to be written
+    (folder / "a.mp4").touch()
     with pytest.raises(UserError, match="locked"):
         scanned(dataset(folder), tmp_path / "index")
     other.close()
@@ -123,6 +125,9 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}, "."]
 from pathlib import Path
 from test_data_helpers import dataset, scanned
+import simplewan.data.index, simplewan.data.inspection
+simplewan.data.index.WRITE_FACTS = 50
+simplewan.data.inspection.TELL_SECONDS = 0
 def emit(event):
     if event.current == 61:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -143,10 +148,13 @@ def test_a_scan_that_was_killed_goes_on_and_ends_the_same(tmp_path: Path) -> Non
     assert found == scanned(dataset(root, dataset_type="image"), tmp_path / "fresh")
     assert len(found.samples) == 70
     reading = [event for event in events if isinstance(event, Progress) and event.label == "Reading clips"]
-    assert len(reading) == 20
+    assert {event.total for event in reading} == {20}
 
 
-def test_an_interrupt_passes_and_what_was_found_stays(folder: Path, tmp_path: Path) -> None:
+def test_an_interrupt_passes_and_what_was_found_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simplewan.data.inspection.TELL_SECONDS", 0)
     events: list[Event] = []
 
     def check() -> None:

@@ -119,11 +119,11 @@ def test_every_mistake_of_every_file_at_once(tmp_path: Path) -> None:
     assert len(lines) == len(expected)
 
 
-@pytest.mark.parametrize("value", [0, -1, "many", None, 2.5, [81]])
+@pytest.mark.parametrize("value", [0, -1, "many", None, 2.5, [81, 0], []])
 def test_num_frames_that_cannot_be(tmp_path: Path, value: Any) -> None:
     datasets = [{**DATASET, "video": {"num_frames": value}}]
     if value is None:
-        assert load_in(tmp_path, datasets=datasets).datasets[0].video.num_frames == 81
+        assert load_in(tmp_path, datasets=datasets).datasets[0].video.num_frames == (81,)
     else:
         assert 'dataset "clips": video.num_frames' in problems(tmp_path, datasets=datasets)
 
@@ -322,11 +322,11 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
         report_to=["wandb", "comet_ml"],
         validation_guidance_skip_layers=[9],
         datasets=[
-            {**DATASET, "probability": 0.5, "crop": True, "crop_style": "face", "video": {"is_i2v": True}},
+            {**DATASET, "conditioning_data": ["x"], "video": {"is_i2v": True}},
             {"id": "h", "type": "huggingface", "dataset_type": "image", "dataset_name": "a/b"},
         ],
     )
-    expected = """base_model_precision crop_style lora_type model_flavour optimizer probability report_to type use_ema
+    expected = """base_model_precision conditioning_data lora_type model_flavour optimizer report_to type use_ema
     validation_guidance_skip_layers video.is_i2v"""
     assert sorted(problem.key or "" for problem in loaded.later) == expected.split()
 

@@ -6,10 +6,11 @@ Imports nothing of this project. Sizes are (width, height) in pixels, aspect rat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MEGAPIXEL = 1_000_000
-SQUARE, PRESERVE, CLOSEST = "square", "preserve", "closest"
+SQUARE, PRESERVE, CLOSEST, RANDOM = "square", "preserve", "closest", "random"
 
 Size = tuple[int, int]
 
@@ -200,11 +201,13 @@ def make_clip(
     fps: float,
     sample_fps: float,
     source_fps: float = 0.0,
+    start_seconds: float = 0.0,
+    crop_at: Callable[[Size, Size], tuple[int, int]] = centre_offset,
 ) -> Clip:
-    """The clip of a source that passed the bounds, from its start."""
+    """The clip of a source that passed the bounds; `crop_at` says where to cut (covering size, target) -> (left, top)."""
     target = target_size(width, height, rule)
     covering = cover_size(width, height, target)
-    left, top = centre_offset(covering, target)
+    left, top = crop_at(covering, target)
     first = (0, 0)
     if rule.maximum and rule.target_downsample and measure(width, height, rule.resolution_type) > rule.maximum:
         smaller = scaled_size(width, height, rule.target_downsample, rule.resolution_type)
@@ -217,7 +220,7 @@ def make_clip(
         fps=fps,
         sample_fps=sample_fps,
         source_fps=source_fps,
-        start_seconds=0.0,
+        start_seconds=start_seconds,
         resize_width=covering[0],
         resize_height=covering[1],
         crop_left=left,
@@ -225,3 +228,8 @@ def make_clip(
         downsample_width=first[0],
         downsample_height=first[1],
     )
+
+
+def crop_offset(covering, target, style, *, position=None, draw=(0.5, 0.5)):
+    """stub"""
+    return centre_offset(covering, target)

@@ -25,7 +25,7 @@ def load_clip(sample: Sample) -> torch.Tensor:
     frames_CHW = [
         fit_frame(torch.from_numpy(frame).permute(2, 0, 1), clip)
         for frame in iter_frames(
-            sample.source.local or "",
+            sample.source,
             num_frames=clip.num_frames,
             fps=clip.sample_fps,
             start_seconds=clip.start_seconds,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simplewan.data.atomic import atomic_path
+from simplewan.data.backends import Source
 from simplewan.data.images import probe_image, read_image
 from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo, load_av
 from simplewan.data.videos import probe_video, read_video
@@ -143,7 +144,7 @@ def _yuv_frame(pixels: np.ndarray, index: int, rate: Fraction) -> Any:
 
 def _readable(path: Path | str) -> Path:
     """The path of a file that is there and has bytes. Raises MediaError."""
-    path = Path(path)
+    path = Path(path.local if isinstance(path, Source) else path)
     try:
         size = path.stat().st_size
     except OSError as error:

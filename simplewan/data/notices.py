@@ -50,24 +50,27 @@ def make_notices(
 ) -> tuple[str, ...]:
     """Announcements about the clips that are kept (by name) and the files of the folder."""
     notices = [*_changed_options(dataset, rules), *_landing(dataset, rules, kept)]
-    slower = [f"{name} ({found.clip.fps:g} fps)" for name, found in kept.items() if found.slower]
+    slower = [f"{name} ({found.clips[0].fps:g} fps)" for name, found in kept.items() if found.slower]
     if slower:
         verb = ("is", "keeps its") if len(slower) == 1 else ("are", "keep their")
         notices.append(
             f"{_clips(len(slower))} {verb[0]} slower than {rules.sample_fps:g} fps and {verb[1]} rate: {some(slower)}"
         )
+    lengths = sorted({count for found in kept.values() for count in found.too_short_for})
+    for count in lengths:
+        short = [name for name, found in kept.items() if count in found.too_short_for]
+        notices.append(f"{_clips(len(short), 'is', 'are')} too short for {count} frames: {some(short)}")
     gaps = [f"{name} ({found.gaps})" for name, found in kept.items() if found.gaps]
     if gaps:
         notices.append(
             f"{_clips(len(gaps), 'has', 'have')} gaps in their frame times, where the motion jumps: {some(gaps)}"
         )
-    larger = {name: enlargement(found.info.width, found.info.height, found.clip) for name, found in kept.items()}
-    magnified = [
-        f"{name} ({kept[name].info.width}x{kept[name].info.height} to {kept[name].clip.width}x"
-        f"{kept[name].clip.height}, {factor:.2f} times)"
-        for name, factor in larger.items()
-        if factor > 1
-    ]
+    magnified = []
+    for name, found in kept.items():
+        info, largest = found.info, max(found.clips, key=lambda clip: clip.width * clip.height)
+        if (factor := enlargement(info.width, info.height, largest)) > 1:
+            sizes = f"{info.width}x{info.height} to {largest.width}x{largest.height}"
+            magnified.append(f"{name} ({sizes}, {factor:.2f} times)")
     if magnified:
         notices.append(
             f"{_clips(len(magnified), 'is', 'are')} smaller than the size to train at and enlarged "
@@ -90,35 +93,39 @@ def make_notices(
 def _changed_options(dataset: DatasetOptions, rules: Rules) -> list[str]:
     """What was made of options that Wan cannot take as they are written."""
     notices = []
-    asked, taken = dataset.video.num_frames, floor_frames(dataset.video.num_frames)
-    if dataset.dataset_type == "video" and rules.frames.num_frames is not None and taken != asked:
-        notices.append(f"num_frames {asked} -> {taken}: Wan's VAE takes 4n+1 frames")
-    for asked_size, size in zip(rules.asked_sizes, rules.size.exact, strict=True):
+    if dataset.dataset_type == "video" and not dataset.video.by_length:
+        for asked in dataset.video.num_frames:
+            if (taken := floor_frames(asked)) != asked:
+                notices.append(f"num_frames {asked} -> {taken}: Wan's VAE takes 4n+1 frames")
+    exact = [size for rule in rules.sizes for size in rule.exact]
+    for asked_size, size in zip(rules.asked_sizes, exact, strict=True):
         if asked_size != size:
             notices.append(
                 f"resolution {asked_size[0]}x{asked_size[1]} -> {size[0]}x{size[1]}: "
-                f"this model takes sizes that divide by {rules.size.multiple}"
+                f"this model takes sizes that divide by {rules.sizes[0].multiple}"
             )
     return notices
 
 
 def _landing(dataset: DatasetOptions, rules: Rules, kept: Mapping[str, Fitted]) -> list[str]:
     """Which sizes a `resolution` that is one number leads to."""
-    if rules.size.exact or not kept:
+    numbers = [rule.resolution for rule in rules.sizes if not rule.exact]
+    if not numbers or not kept:
         return []
-    sizes = Counter((found.clip.width, found.clip.height) for found in kept.values())
-    landings = []
-    for size, count in sizes.most_common():
-        sources = Counter(
-            f"{found.info.width}x{found.info.height}"
-            for found in kept.values()
-            if (found.clip.width, found.clip.height) == size
-        )
-        landings.append(f"{size[0]}x{size[1]} ({_clips(count)}; sources of {some(list(sources), 3)})")
-    fullest = sizes.most_common(1)[0][0]
-    trained = _trained_size_near(fullest, rules.size.multiple)
+    exact = {size for rule in rules.sizes for size in rule.exact}
+    sources: dict[Size, Counter[str]] = {}
+    for found in kept.values():
+        for size in {(clip.width, clip.height) for clip in found.clips} - exact:
+            sources.setdefault(size, Counter())[f"{found.info.width}x{found.info.height}"] += 1
+    sizes = sorted(sources, key=lambda size: -sum(sources[size].values()))
+    landings = [
+        f"{size[0]}x{size[1]} ({_clips(sum(sources[size].values()))}; sources of {some(list(sources[size]), 3)})"
+        for size in sizes
+    ]
+    trained = _trained_size_near(sizes[0], rules.sizes[0].multiple) if sizes else None
     advice = f'; exact sizes: resolution = "{trained[0]}x{trained[1]}"' if trained and trained not in sizes else ""
-    return [f"resolution {dataset.resolution:g} {dataset.resolution_type} lands on {some(landings)}{advice}"]
+    asked = " and ".join(f"{number:g}" for number in numbers)
+    return [f"resolution {asked} {dataset.resolution_type} lands on {some(landings)}{advice}"]
 
 
 def _trained_size_near(size: Size, multiple: int) -> Size | None:

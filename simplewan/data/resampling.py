@@ -25,25 +25,42 @@ def pick_nearest(
     No frame is taken twice: where the source has none for a while (or is slower than `fps`) the clip has fewer
     frames, never invented ones. Of two frames equally near the earlier is taken. fps 0 takes every frame.
     """
+    for _wanted, time, frame in _pick(frames, fps=fps, start_seconds=start_seconds):
+        yield time, frame
+
+
+def sample_times(times: Iterable[float], *, fps: float) -> list[tuple[float, float]]:
+    """(start, time) of each frame that `pick_nearest` takes of a source with these times.
+
+    A clip that begins at `start` has the frames from this one on, the same ones as here: starts lie on the grid of
+    k / fps (with fps 0 they are the times themselves).
+    """
+    return [(wanted, time) for wanted, time, _ in _pick(((time, None) for time in times), fps=fps)]
+
+
+def _pick(
+    frames: Iterable[tuple[float, T]], *, fps: float, start_seconds: float = 0.0
+) -> Iterator[tuple[float, float, T]]:
+    """(the first point of the grid that the frame is nearest to, its time, frame)."""
     k = 0
     previous: tuple[float, T] | None = None
     interval = 0.0
     for current in frames:
         if fps <= 0:
             if current[0] >= start_seconds - TIE:
-                yield current
+                yield current[0], *current
             continue
         if previous is not None:
             interval = current[0] - previous[0]
             middle = (previous[0] + current[0]) / 2 + TIE
             if start_seconds + k / fps <= middle:
-                yield previous
+                yield start_seconds + k / fps, *previous
                 while start_seconds + k / fps <= middle:
                     k += 1
         previous = current
     # The last frame is on screen for as long as the one before it was.
     if previous is not None and start_seconds + k / fps < previous[0] + max(interval - TIE, TIE):
-        yield previous
+        yield start_seconds + k / fps, *previous
 
 
 def typical_rate(times: list[float]) -> float | None:

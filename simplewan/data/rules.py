@@ -1,6 +1,7 @@
-"""From a dataset's options to the rules of bucket arithmetic, and from a source to its clip or the reason it has none.
+"""From a dataset's options to the rules of bucket arithmetic, and from a source to its clips or the reason it has none.
 
-Imports flavours, options for their types alone, and this room's arithmetic.
+Imports flavours, options for their types alone, and this room's arithmetic. What is random (crops, aspect ratios,
+places of clips) is a hash of the dataset's random_seed and the file's name: the same in every run and on every machine.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ from typing import TYPE_CHECKING
 from simplewan.data.buckets import (
     CLOSEST,
     PRESERVE,
+    RANDOM,
     Clip,
     FrameRule,
     Size,
     SizeRule,
+    crop_offset,
     floor_frames,
     floor_to_multiple,
     frames_to_take,
     make_clip,
     size_refusal,
 )
+from simplewan.data.draws import uniform
+from simplewan.data.extraction import clip_starts
 from simplewan.data.media import MediaInfo
-from simplewan.data.resampling import count_gaps, pick_nearest, typical_rate
+from simplewan.data.resampling import count_gaps, sample_times, typical_rate
 from simplewan.data.samples import Dropped
 from simplewan.flavours import Flavour
 
@@ -31,71 +36,122 @@ if TYPE_CHECKING:
 
 # A source this near below the model's rate (23.976 for 24) is not called slower.
 SAME_RATE = 0.99
+WITHOUT_CUTS = ("head", "full")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How the sources of one dataset become clips. `sample_fps` 0 takes every frame.
+    """How the sources of one dataset become clips: one for each of `sizes`, of `frames`, and of the starts in a source.
 
-    `asked_sizes` are exact sizes as they were written; those of `size` divide by what the model needs.
+    `sample_fps` 0 takes every frame. `asked_sizes` are exact sizes as they were written; those of the rules divide by
+    what the model needs. `seed` and `epoch` decide what is random; the epoch counts where crops are drawn anew.
     """
 
-    size: SizeRule
-    frames: FrameRule
+    sizes: tuple[SizeRule, ...]
+    frames: tuple[FrameRule, ...]
     image_frames: FrameRule
     sample_fps: float
     source_fps: float
     takes_videos: bool
     asked_sizes: tuple[Size, ...] = ()
+    extraction: str = "head"
+    frame_stride: int = 1
+    frame_sample: int = 1
+    finds_cuts: bool = False
+    crop_style: str = "center"
+    seed: int = 0
+    epoch: int = 0
+
+    @property
+    def finds_faces(self) -> bool:
+        """Whether the place of a face decides over the crop."""
+        return self.crop_style == "face"
+
+    @property
+    def one_clip(self) -> bool:
+        """Whether a source gives one clip at most, so that its name is the clip's."""
+        return len(self.sizes) == 1 and len(self.frames) == 1 and self.extraction in WITHOUT_CUTS
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a source: its media, its scene cuts (seconds) and a face (x, y in 0..1), where they matter."""
+
+    info: MediaInfo
+    cuts: tuple[float, ...] = ()
+    face: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A clip, and what is worth telling about its source: its rate when that is slower, gaps in its times."""
+    """The clips of a source, and what is worth telling about it: a slower rate, gaps in its times, lengths it lacks."""
 
-    clip: Clip
+    clips: tuple[Clip, ...]
     info: MediaInfo
     slower: bool
     gaps: int
+    too_short_for: tuple[int, ...] = ()
 
 
-def make_rules(dataset: DatasetOptions, flavour: Flavour) -> Rules:
+def make_rules(dataset: DatasetOptions, flavour: Flavour, *, epoch: int = 0) -> Rules:
     """The rules of a dataset for the flavour's geometry and rate."""
     video = dataset.video
-    is_image_set = dataset.dataset_type == "image"
-    by_length = video.bucket_strategy == "resolution_frames"
-    wanted = floor_frames(video.num_frames)
-    frames = FrameRule(
-        num_frames=None if by_length else wanted,
-        min_frames=video.min_frames if video.min_frames is not None else wanted,
-        max_frames=video.max_frames,
-        interval=video.frame_interval if by_length else 1,
-    )
-    single = FrameRule(num_frames=1, min_frames=1)
+    is_image_set = dataset.dataset_type in ("image", "conditioning")
+    frames = _frame_rules(dataset)
     # Where lengths may differ a picture is a clip of one frame; elsewhere it must be long enough as any other.
-    pictures_fit = is_image_set or (by_length and video.min_frames is None)
+    pictures_fit = is_image_set or (video.by_length and video.min_frames is None)
+    single = FrameRule(num_frames=1, min_frames=1)
     return Rules(
-        size=_size_rule(dataset, flavour),
+        sizes=tuple(_size_rule(dataset, resolution, flavour) for resolution in resolutions(dataset)),
         frames=frames,
-        image_frames=single if pictures_fit else replace(frames, max_frames=None),
+        image_frames=single if pictures_fit else replace(frames[0], max_frames=None),
         sample_fps=0.0 if video.keep_source_fps else flavour.fps,
         source_fps=video.source_fps or 0.0,
         takes_videos=not is_image_set,
-        asked_sizes=_asked_sizes(dataset),
+        asked_sizes=tuple(size for resolution in resolutions(dataset) for size in _asked_sizes(resolution)),
+        extraction=video.extraction,
+        frame_stride=video.frame_stride,
+        frame_sample=video.frame_sample,
+        finds_cuts=video.scene_cuts and video.extraction not in WITHOUT_CUTS,
+        crop_style=dataset.crop_style,
+        seed=dataset.random_seed,
+        epoch=epoch if dataset.vae_cache_clear_each_epoch else 0,
     )
 
 
-def _size_rule(dataset: DatasetOptions, flavour: Flavour) -> SizeRule:
+def _frame_rules(dataset: DatasetOptions) -> tuple[FrameRule, ...]:
+    video = dataset.video
+    counts = sorted({floor_frames(count) for count in video.num_frames})
+    if video.by_length:
+        least = counts[0] if video.min_frames is None else video.min_frames
+        interval = video.frame_interval if video.bucket_strategy == "resolution_frames" else 1
+        return (FrameRule(num_frames=None, min_frames=least, max_frames=video.max_frames, interval=interval),)
+    return tuple(
+        FrameRule(
+            num_frames=count,
+            min_frames=count if video.min_frames is None else video.min_frames,
+            max_frames=video.max_frames,
+        )
+        for count in counts
+    )
+
+
+def resolutions(dataset: DatasetOptions) -> tuple[float | tuple[Size, ...], ...]:
+    """Each resolution that the clips of a dataset are trained at."""
+    return dataset.resolutions or (dataset.resolution,)
+
+
+def _size_rule(dataset: DatasetOptions, resolution: float | tuple[Size, ...], flavour: Flavour) -> SizeRule:
     multiple = flavour.pixel_multiple
     shape = dataset.crop_aspect if dataset.crop else PRESERVE
     return SizeRule(
-        resolution=float(dataset.resolution) if isinstance(dataset.resolution, (int, float)) else 0.0,
+        resolution=float(resolution) if isinstance(resolution, (int, float)) else 0.0,
         resolution_type=dataset.resolution_type,
-        exact=tuple(_fitting(size, multiple) for size in _asked_sizes(dataset)),
+        exact=tuple(_fitting(size, multiple) for size in _asked_sizes(resolution)),
         multiple=multiple,
         aspect_rounding=dataset.aspect_bucket_rounding,
         shape=shape,
-        aspects=tuple(dataset.crop_aspect_buckets) if shape == CLOSEST else (),
+        aspects=tuple(dataset.crop_aspect_buckets) if shape in (CLOSEST, RANDOM) else (),
         minimum=dataset.minimum_image_size,
         maximum=dataset.maximum_image_size,
         target_downsample=dataset.target_downsample_size,
@@ -104,50 +160,101 @@ def _size_rule(dataset: DatasetOptions, flavour: Flavour) -> SizeRule:
     )
 
 
-def _asked_sizes(dataset: DatasetOptions) -> tuple[Size, ...]:
+def _asked_sizes(resolution: float | tuple[Size, ...]) -> tuple[Size, ...]:
     """Exact sizes as they are written; none when the resolution is a number."""
-    return () if isinstance(dataset.resolution, (int, float)) else tuple(dataset.resolution)
+    return () if isinstance(resolution, (int, float)) else tuple(resolution)
 
 
 def _fitting(size: Size, multiple: int) -> Size:
     return floor_to_multiple(size[0], multiple), floor_to_multiple(size[1], multiple)
 
 
-def fit(name: str, info: MediaInfo, rules: Rules) -> Fitted | Dropped:
-    """The clip of a source, or why there is none."""
+def _refusal(name: str, info: MediaInfo, rules: Rules) -> Dropped | None:
+    """Why a source is not used, whatever part of it; None when it may be."""
     if not info.is_image and not rules.takes_videos:
         return Dropped(name, 'a video in a dataset of images; dataset_type = "video" takes it', "other kind of file")
-    refusal = size_refusal(info.width, info.height, rules.size)
-    if refusal:
-        return Dropped(name, refusal[1], refusal[0])
-    times = sampled_times(info, rules)
-    rule = rules.image_frames if info.is_image else rules.frames
-    if rule.num_frames is not None and rule.max_frames and len(times) > rule.max_frames:
-        reason = f"{_frames_text(info, times, rules)}; max_frames is {rule.max_frames}"
-        return Dropped(name, reason, "too long", len(times))
-    num_frames = frames_to_take(len(times), rule)
-    if num_frames is None:
-        return Dropped(name, _too_short(info, times, rule, rules), "too short", len(times))
-    rate = 0.0 if info.is_image else result_rate(info, rules)
-    clip = make_clip(
+    reason = size_refusal(info.width, info.height, rules.sizes[0])
+    return Dropped(name, reason[1], reason[0]) if reason else None
+
+
+def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
+    """The clips of a source, or why there is none."""
+    info = found.info
+    refused = _refusal(name, info, rules)
+    if refused is not None:
+        return refused
+    sampled = sample_times(_source_times(info, rules), fps=rules.sample_fps)
+    clips: list[Clip] = []
+    short: list[Dropped] = []
+    lacking: list[int] = []
+    for rule in (rules.image_frames,) if info.is_image else rules.frames:
+        if rule.num_frames is not None and rule.max_frames and len(sampled) > rule.max_frames:
+            reason = f"{_frames_text(info, len(sampled), rules)}; max_frames is {rule.max_frames}"
+            return Dropped(name, reason, "too long", len(sampled))
+        num_frames = frames_to_take(len(sampled), rule)
+        starts = _starts(name, found, sampled, num_frames, rules) if num_frames else []
+        if not num_frames or not starts:
+            fits = num_frames is not None
+            reason = _all_cut(rule, found) if fits else _too_short(info, len(sampled), rule, rules)
+            short.append(Dropped(name, reason, "too short", len(sampled)))
+            lacking.append(rule.num_frames or rule.min_frames)
+            continue
+        clips += [_place(name, found, size, num_frames, start, rules) for size in rules.sizes for start in starts]
+    if not clips:
+        return short[0]
+    rate = clips[0].fps
+    gaps = count_gaps([time for _, time in sampled[: clips[0].num_frames]], rate) if rate else 0
+    return Fitted(
+        clips=tuple(dict.fromkeys(clips)),
+        info=info,
+        slower=not info.is_image and 0 < rate < rules.sample_fps,
+        gaps=gaps,
+        too_short_for=tuple(lacking),
+    )
+
+
+def _starts(
+    name: str, found: Found, sampled: list[tuple[float, float]], num_frames: int, rules: Rules
+) -> list[float]:
+    """Seconds at which the clips of `num_frames` begin in a source."""
+    if rules.extraction in WITHOUT_CUTS or found.info.is_image:
+        return [sampled[0][0]]
+    cuts = [next((at for at, (_, time) in enumerate(sampled) if time >= cut), len(sampled)) for cut in found.cuts]
+    starts = clip_starts(
+        len(sampled),
+        num_frames,
+        mode=rules.extraction,
+        frame_stride=rules.frame_stride,
+        frame_sample=rules.frame_sample,
+        cuts=cuts,
+        draw=lambda number: uniform(rules.seed, "clips", name, num_frames, number),
+    )
+    return [sampled[start][0] for start in starts]
+
+
+def _place(name: str, found: Found, size: SizeRule, num_frames: int, start: float, rules: Rules) -> Clip:
+    """One clip of a source: its size, and where it is cut out."""
+    info = found.info
+    if size.shape == RANDOM:
+        chosen = size.aspects[int(uniform(rules.seed, "aspect", name) * len(size.aspects))]
+        size = replace(size, shape=CLOSEST, aspects=(chosen,))
+
+    def crop_at(covering: Size, target: Size) -> tuple[int, int]:
+        about = ("crop", rules.epoch, name, *target, num_frames, f"{start:.3f}")
+        pair = uniform(rules.seed, "across", *about), uniform(rules.seed, "down", *about)
+        return crop_offset(covering, target, rules.crop_style, position=found.face, draw=pair)
+
+    return make_clip(
         info.width,
         info.height,
-        rules.size,
+        size,
         num_frames=num_frames,
-        fps=rate,
+        fps=0.0 if info.is_image else result_rate(info, rules),
         sample_fps=0.0 if info.is_image else rules.sample_fps,
         source_fps=0.0 if info.is_image else rules.source_fps,
+        start_seconds=start,
+        crop_at=crop_at,
     )
-    slower = not info.is_image and 0 < rate < rules.sample_fps
-    gaps = count_gaps(times[:num_frames], rate) if rate else 0
-    return Fitted(clip, info, slower, gaps)
-
-
-def sampled_times(info: MediaInfo, rules: Rules) -> list[float]:
-    """The times of the source frames that resampling takes."""
-    return [
-        time for time, _ in pick_nearest(((time, None) for time in _source_times(info, rules)), fps=rules.sample_fps)
-    ]
 
 
 def _source_times(info: MediaInfo, rules: Rules) -> list[float]:
@@ -164,21 +271,26 @@ def result_rate(info: MediaInfo, rules: Rules) -> float:
     return round(own, 3)
 
 
-def _frames_text(info: MediaInfo, times: list[float], rules: Rules) -> str:
+def _frames_text(info: MediaInfo, count: int, rules: Rules) -> str:
     if info.is_image:
         return "a picture has 1 frame"
-    frames = "1 frame" if len(times) == 1 else f"{len(times)} frames"
+    frames = "1 frame" if count == 1 else f"{count} frames"
     rate = result_rate(info, rules)
     return f"has {frames} at {rate:g} fps" + (
-        f" (the file's {info.num_frames} resampled)" if len(times) != info.num_frames else ""
+        f" (the file's {info.num_frames} resampled)" if count != info.num_frames else ""
     )
 
 
-def _too_short(info: MediaInfo, times: list[float], rule: FrameRule, rules: Rules) -> str:
-    has = _frames_text(info, times, rules)
-    if rule.num_frames is not None and len(times) >= rule.min_frames:
+def _too_short(info: MediaInfo, count: int, rule: FrameRule, rules: Rules) -> str:
+    has = _frames_text(info, count, rules)
+    if rule.num_frames is not None and count >= rule.min_frames:
         return (
             f"{has}; buckets take video.num_frames = {rule.num_frames} "
             '(video.bucket_strategy = "resolution_frames" takes shorter clips as they are)'
         )
     return f"{has}, {max(rule.min_frames, rule.num_frames or 1)} are needed"
+
+
+def _all_cut(rule: FrameRule, found: Found) -> str:
+    has = f"none of its {len(found.cuts) + 1} scenes has {rule.num_frames} frames"
+    return f"{has} (video.scene_cuts = false lets clips straddle cuts)"

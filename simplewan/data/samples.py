@@ -7,10 +7,12 @@ what they hold.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from simplewan.data.backends import Source
 from simplewan.data.buckets import Clip
+from simplewan.data.mediainfo import MediaInfo
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """The path inside the dataset."""
+        """The path inside the dataset, and which clip of the file it is where there may be several."""
         return self.id.removeprefix(f"{self.dataset}/")
 
     @property
@@ -55,13 +57,15 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a dataset holds: samples sorted by id, dropped files sorted by name, announcements."""
+    """What a dataset holds: samples sorted by id, dropped files sorted by name, announcements, and, by path inside the
+    dataset, what is in the files that are used."""
 
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
     notices: tuple[str, ...]
     dataset: str = ""
     folder: str = ""
+    sources: Mapping[str, MediaInfo] = field(default_factory=dict)
 
     @property
     def buckets(self) -> dict[str, int]:

@@ -1,59 +1,59 @@
-"""Scanning a dataset: from its folder to samples, dropped files with their reasons, and announcements.
+"""Scanning a dataset: from its files to samples, dropped files with their reasons, and announcements.
 
-Imports errors, events, flavours, options for their types alone, and this room; no torch. Files are probed and hashed by
-a few threads (PyAV and hashing release the interpreter's lock); the index is written by one.
+Imports errors, events, flavours, options for their types alone, and this room; no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from simplewan.data.backends import Backend, Entry, LocalBackend, Source
-from simplewan.data.captions import CaptionError, caption_files, missing_caption, parse_captions, stem
+from simplewan.data.caption_edits import Edits
+from simplewan.data.captions import CaptionError, Captions, always, caption_files, from_names, stem, text_files
 from simplewan.data.index import Index
-from simplewan.data.media import MediaError, MediaInfo, is_media_name, probe
+from simplewan.data.inspection import Inspector
+from simplewan.data.media import MediaInfo, is_media_name
 from simplewan.data.notices import make_notices
-from simplewan.data.rules import Fitted, Rules, fit, make_rules
+from simplewan.data.rules import Fitted, Found, Rules, fit, make_rules
 from simplewan.data.samples import Dropped, Sample, Scan
 from simplewan.errors import Problem, UserError
-from simplewan.events import Emit, Progress
+from simplewan.events import Emit
 from simplewan.flavours import Flavour
 
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
 
-Result = TypeVar("Result")
-
-MAX_WORKERS = 8
-READ_BYTES = 1 << 20
-
 
 def scan(
-    dataset: DatasetOptions, *, flavour: Flavour, index_folder: Path, emit: Emit, check: Callable[[], None]
+    dataset: DatasetOptions,
+    *,
+    flavour: Flavour,
+    index_folder: Path,
+    emit: Emit,
+    check: Callable[[], None],
+    epoch: int = 0,
 ) -> Scan:
     """The samples of a dataset. Files that did not change since the last scan are not opened.
 
-    Raises UserError when the folder is missing or the index cannot be used. Whatever `check` raises passes through;
+    Raises UserError when the files are not there or the index cannot be used. Whatever `check` raises passes through;
     what was found until then is kept in the index.
     """
     backend = LocalBackend(_folder(dataset))
-    rules = make_rules(dataset, flavour)
+    rules = make_rules(dataset, flavour, epoch=epoch)
     try:
         with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
-            return _Scanner(dataset, backend, index, emit, check).run(rules)
+            inspector = Inspector(dataset.id, backend, index, emit, check)
+            return _Scanner(dataset, backend, index, inspector, check).run(rules)
     except sqlite3.OperationalError as error:
         raise UserError(
             Problem(
                 f'dataset "{dataset.id}"',
                 f"the index of its files in {index_folder} cannot be used: {error}",
-                fix="is another run scanning the same dataset, or the disk full or read-only?",
+                fix="is the disk full or read-only, or another program using the file?",
             )
         ) from None
 
@@ -71,42 +71,49 @@ def _folder(dataset: DatasetOptions) -> Path:
 
 @dataclass(frozen=True)
 class _Scanner:
-    """One scan: what it reads, what it remembers, whom it tells."""
+    """One scan, step by step; each step takes what the one before it has left."""
 
     dataset: DatasetOptions
     backend: Backend
     index: Index
-    emit: Emit
+    inspector: Inspector
     check: Callable[[], None]
 
     def run(self, rules: Rules) -> Scan:
+        edits = Edits(self.dataset)
         listed = self._list()
         entries = [entry for entry in listed if _is_text(entry.path)]
         media = [entry for entry in entries if is_media_name(entry.path)]
-        self.index.keep_only(entry.path for entry in entries)
         dropped = [_odd_name(entry.path) for entry in listed if not _is_text(entry.path) and is_media_name(entry.path)]
-        fitted: list[tuple[Entry, Fitted]] = []
-        for entry, info in zip(media, self._probe_all(media), strict=True):
-            found = Dropped(entry.path, info, "broken file") if isinstance(info, str) else fit(entry.path, info, rules)
-            dropped.append(found) if isinstance(found, Dropped) else fitted.append((entry, found))
-        captioned, without = self._captions([entry for entry, _ in fitted], caption_files(entries))
-        dropped += without
-        fitted = [(entry, found) for entry, found in fitted if entry.path in captioned]
-        digests = self._digest_all([entry for entry, _ in fitted])
-        samples = []
-        for (entry, found), digest in zip(fitted, digests, strict=True):
-            if digest is None:
-                dropped.append(Dropped(entry.path, "cannot be read to its end", "broken file"))
-            else:
-                samples.append(self._sample(entry, found, digest, captioned[entry.path]))
-        names = {sample.name for sample in samples}
-        kept = {entry.path: found for entry, found in fitted if entry.path in names}
+        self.index.update(entries)
+        infos = self._usable(media, dropped)
+        fitted = self._fitted({path: Found(info) for path, info in infos.items()}, rules, dropped)
+        captions = self._captioned([entry for entry in media if entry.path in fitted], entries, edits, dropped)
+        kept = [entry for entry in media if entry.path in captions]
+        if rules.finds_cuts or rules.finds_faces:
+            fitted = self._fitted(self._look_closer(kept, infos, rules, dropped), rules, dropped)
+        else:
+            fitted = {path: found for path, found in fitted.items() if path in captions}
+        kept = [entry for entry in media if entry.path in fitted]
+        digests = self.inspector.digests(kept)
+        dropped += [
+            Dropped(entry.path, "cannot be read to its end", "broken file")
+            for entry in kept
+            if entry.path not in digests
+        ]
+        fitted = {path: found for path, found in fitted.items() if path in digests}
+        samples = [
+            sample
+            for path, found in fitted.items()
+            for sample in self._samples(path, found, digests[path], captions[path], named_by_file=rules.one_clip)
+        ]
         return Scan(
             samples=tuple(sorted(samples, key=lambda sample: sample.id)),
             dropped=tuple(sorted(dropped, key=lambda item: item.name)),
-            notices=make_notices(self.dataset, rules, kept, [entry.path for entry in entries]),
+            notices=make_notices(self.dataset, rules, fitted, [entry.path for entry in entries]),
             dataset=self.dataset.id,
-            folder=str(self.dataset.instance_data_dir),
+            folder=self.backend.root,
+            sources={path: found.info for path, found in fitted.items()},
         )
 
     def _list(self) -> list[Entry]:
@@ -116,111 +123,96 @@ class _Scanner:
             raise UserError(
                 Problem(
                     f'dataset "{self.dataset.id}"',
-                    f"{error.filename} cannot be read: {error.strerror}",
+                    f"{error.filename or self.backend.root} cannot be read: {error.strerror}",
                     fix="make it readable, or move it out of the dataset's folder",
                 )
             ) from None
 
-    def _sample(self, entry: Entry, found: Fitted, digest: str, captions: tuple[str, ...]) -> Sample:
-        return Sample(
-            id=f"{self.dataset.id}/{entry.path}",
-            dataset=self.dataset.id,
-            source=Source(self.backend, entry.path),
-            content=digest,
-            captions=captions,
-            clip=found.clip,
-        )
+    def _usable(self, media: Sequence[Entry], dropped: list[Dropped]) -> dict[str, MediaInfo]:
+        """What is in the files that decode."""
+        infos = {}
+        for path, found in self.inspector.media(media).items():
+            if isinstance(found, str):
+                dropped.append(Dropped(path, found, "broken file"))
+            else:
+                infos[path] = found
+        return infos
 
-    def _probe_all(self, media: Sequence[Entry]) -> list[MediaInfo | str]:
-        """What each file holds, or the reason why it cannot be used."""
-        known = [self.index.media(entry) for entry in media]
-        new = [entry for entry, found in zip(media, known, strict=True) if found is None]
-        results: dict[str, MediaInfo | str] = {}
-        for entry, found in self._work(new, self._probe, "Reading"):
-            results[entry.path] = found.reason if isinstance(found, MediaError) else found
-            if not isinstance(found, MediaError):
-                self.index.put_media(entry, found)
-            elif found.lasting:
-                self.index.put_media(entry, found.reason)
-        return [results[entry.path] if found is None else found for entry, found in zip(media, known, strict=True)]
-
-    def _probe(self, entry: Entry) -> MediaInfo | MediaError:
-        path = self.backend.local_path(entry.path)
-        assert path is not None, "only local files are scanned"
-        try:
-            return probe(path)
-        except MediaError as error:
-            return error
-
-    def _digest_all(self, media: Sequence[Entry]) -> list[str | None]:
-        """SHA-256 of each file's bytes; None where it cannot be read."""
-        known = {entry.path: self.index.digest(entry) for entry in media}
-        for entry, digest in self._work(
-            [entry for entry in media if known[entry.path] is None], self._digest, "Hashing"
-        ):
-            known[entry.path] = digest
-            if digest is not None:
-                self.index.put_digest(entry, digest)
-        return [known[entry.path] for entry in media]
-
-    def _digest(self, entry: Entry) -> str | None:
-        digest = hashlib.sha256()
-        try:
-            with self.backend.open(entry.path) as file:
-                while block := file.read(READ_BYTES):
-                    digest.update(block)
-        except OSError:
-            return None
-        return digest.hexdigest()
-
-    def _captions(
-        self, media: Sequence[Entry], files: dict[str, Entry]
-    ) -> tuple[dict[str, tuple[str, ...]], list[Dropped]]:
-        captions: dict[str, tuple[str, ...]] = {}
-        dropped = []
+    def _captioned(
+        self, media: Sequence[Entry], entries: Sequence[Entry], edits: Edits, dropped: list[Dropped]
+    ) -> dict[str, tuple[str, ...]]:
+        read = self._caption_reader(media, entries)
+        captions = {}
         for entry in media:
             self.check()
             try:
-                file = files.get(stem(entry.path))
-                if file is None:
-                    raise missing_caption(entry.path, files)
-                captions[entry.path] = parse_captions(self._caption_bytes(file), Path(file.path).name)
+                captions[entry.path] = edits(entry.path, read(entry))
             except CaptionError as error:
                 dropped.append(Dropped(entry.path, str(error), error.kind))
-        return captions, dropped
+        return captions
 
-    def _caption_bytes(self, file: Entry) -> bytes:
-        content = self.index.captions(file)
-        if content is None:
-            try:
-                content = self.backend.read(file.path)
-            except OSError as error:
-                raise CaptionError(
-                    "broken caption", f"its caption {file.path} cannot be read: {error.strerror}"
-                ) from None
-            self.index.put_captions(file, content)
-        return content
+    def _text_files(self, media: Sequence[Entry], entries: Sequence[Entry]) -> Captions:
+        files = caption_files(entries)
+        wanted = {file.path: file for entry in media if (file := files.get(stem(entry.path))) is not None}
+        return text_files(files, self.inspector.contents(list(wanted.values())))
 
-    def _work(
-        self, entries: Sequence[Entry], do: Callable[[Entry], Result], verb: str
-    ) -> Iterator[tuple[Entry, Result]]:
-        """`do` for every entry, a few at a time, in order; tells how far it came."""
-        if not entries:
-            return
-        label = f"{verb} {self.dataset.id}"
-        pool = ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1, len(entries)))
-        try:
-            for count, (entry, result) in enumerate(zip(entries, pool.map(do, entries), strict=True), start=1):
-                yield entry, result
-                self.emit(Progress("scan", label, count, len(entries), "files"))
-                self.check()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _caption_reader(self, media: Sequence[Entry], entries: Sequence[Entry]) -> Captions:
+        dataset = self.dataset
+        strategy = "instanceprompt" if dataset.only_instance_prompt else dataset.caption_strategy
+        readers: dict[str, Callable[[], Captions]] = {
+            "textfile": lambda: self._text_files(media, entries),
+            "filename": lambda: from_names,
+            "instanceprompt": lambda: always(dataset.instance_prompt or ""),
+            "none": lambda: always(""),
+        }
+        return readers[strategy]()
+
+    def _fitted(self, known: Mapping[str, Found], rules: Rules, dropped: list[Dropped]) -> dict[str, Fitted]:
+        fitted = {}
+        for path, found in known.items():
+            result = fit(path, found, rules)
+            if isinstance(result, Dropped):
+                dropped.append(result)
+            else:
+                fitted[path] = result
+        return fitted
+
+    def _look_closer(
+        self, media: Sequence[Entry], infos: Mapping[str, MediaInfo], rules: Rules, dropped: list[Dropped]
+    ) -> dict[str, Found]:
+        """Scene cuts and faces, of the files that are used: finding them takes long."""
+        cuts = self.inspector.cuts([e for e in media if not infos[e.path].is_image]) if rules.finds_cuts else {}
+        faces = self.inspector.faces(media) if rules.finds_faces else {}
+        known = {}
+        for entry in media:
+            scenes = cuts.get(entry.path, ())
+            if isinstance(scenes, str):
+                dropped.append(Dropped(entry.path, scenes, "broken file"))
+            else:
+                known[entry.path] = Found(infos[entry.path], scenes, faces.get(entry.path))
+        return known
+
+    def _samples(
+        self, path: str, found: Fitted, digest: str, captions: tuple[str, ...], *, named_by_file: bool
+    ) -> list[Sample]:
+        """A sample for each clip; where a file may give several, the name says which."""
+        name, source = f"{self.dataset.id}/{path}", Source(self.backend, path)
+        return [
+            Sample(
+                id=name if named_by_file else f"{name}#{clip.bucket}+{clip.start_seconds:.3f}s",
+                dataset=self.dataset.id,
+                source=source,
+                content=digest,
+                captions=captions,
+                clip=clip,
+            )
+            for clip in found.clips
+        ]
 
 
 def _is_text(name: str) -> bool:
     """Whether a file's name is valid text (names from other systems may hold stray bytes)."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _odd_name(path: str) -> Dropped:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
-from simplewan.options.datasets import DatasetOptions, VideoOptions
+from simplewan.options.datasets import NESTED, DatasetOptions
 from simplewan.options.declare import Declared, Group, declarations, is_on
 from simplewan.options.groups.adapter import AdapterOptions
 from simplewan.options.groups.caches import CacheOptions
@@ -70,8 +70,10 @@ def catalogue() -> dict[str, Declared]:
 
 @cache
 def dataset_catalogue() -> dict[str, Declared]:
-    """Every key of a dataset entry, and those of its "video" object as "video.KEY"."""
-    nested = {f"video.{key}": declared for key, declared in declarations(VideoOptions).items()}
+    """Every key of a dataset entry, and those of an object in it as "video.KEY"."""
+    nested = {
+        f"{name}.{key}": declared for name, model in NESTED.items() for key, declared in declarations(model).items()
+    }
     return {**declarations(DatasetOptions), **nested}
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from simplewan.errors import Problem
 from simplewan.options.catalogue import Options, dataset_catalogue
-from simplewan.options.datasets import INHERITED, DatasetOptions, VideoOptions
+from simplewan.options.datasets import INHERITED, NESTED, DatasetOptions
 from simplewan.options.declare import Declared, declarations
 from simplewan.options.foreign import FOREIGN_DATASET, MUSUBI_DATASET
 from simplewan.options.later import find_later
@@ -25,6 +25,7 @@ from simplewan.options.sources import Expander, Findings, Given, did_you_mean, p
 from simplewan.options.written import as_saved
 
 TEXT_ENTRY = "text-embeds"
+TABLES = ("parquet", "csv", "jsonl")
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,16 @@ def _read_entry(
     found = _known_keys(
         raw, where=where, among=declarations(DatasetOptions), foreign=FOREIGN_DATASET, findings=findings
     )
-    video = found.get("video")
-    if video is not None and isinstance(video.value, Mapping):
-        nested = _known_keys(
-            video.value, where=where, among=declarations(VideoOptions), prefix="video.", findings=findings
-        )
-        found["video"] = Given("video", {key: item.value for key, item in nested.items()}, where)
+    for key, model in NESTED.items():
+        if key in found and isinstance(found[key].value, Mapping):
+            inner = found[key].value
+            nested = _known_keys(inner, where=where, among=declarations(model), prefix=f"{key}.", findings=findings)
+            found[key] = Given(key, {name: item.value for name, item in nested.items()}, where)
     expanded = {key: expand(item.value, where=where, key=key, id=name) for key, item in found.items()}
     values = read_values(found, expanded, among, findings)
-    if isinstance(values.get("video"), dict):
-        values["video"] = {key: value for key, value in values["video"].items() if value is not None}
+    for key in NESTED:
+        if isinstance(values.get(key), dict):
+            values[key] = {name: value for name, value in values[key].items() if value is not None}
     values.setdefault("dataset_type", "video" if "video" in found else "image")
     for key in INHERITED:
         if key not in values and key in defaults:
@@ -128,10 +129,10 @@ def _unknown(where: str, prefix: str, key: str, value: Any) -> Problem:
     ]
     if not prefix and key in MUSUBI_DATASET:
         fix = MUSUBI_DATASET[key]
-    elif not prefix and f"video.{key}" in known:
-        fix = 'it belongs in the "video" object of this entry'
+    elif not prefix and (inside := next((name for name in NESTED if f"{name}.{key}" in known), None)):
+        fix = f'it belongs in the "{inside}" object of this entry'
     elif prefix and key in known:
-        fix = 'it belongs in the entry itself, outside "video"'
+        fix = f'it belongs in the entry itself, outside "{prefix[:-1]}"'
     elif meant := did_you_mean(key, own):
         fix = f"did you mean {meant}?"
     else:
@@ -171,8 +172,9 @@ def _check_entry(entry: Entry, *, text: Sequence[str], paths: Paths, findings: F
     low, high = options.minimum_aspect_ratio, options.maximum_aspect_ratio
     if low and high and low > high:
         findings.problem(entry.where, f"is above maximum_aspect_ratio {high:g}", key="minimum_aspect_ratio", value=low)
-    if options.crop and options.crop_aspect == "closest" and not options.crop_aspect_buckets:
-        findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value="closest")
+    if options.crop and options.crop_aspect in ("closest", "random") and not options.crop_aspect_buckets:
+        findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value=options.crop_aspect)
+    _check_captions(entry, findings)
     if not options.is_training or options.type != "local":
         return
     if options.instance_data_dir is None:
@@ -180,6 +182,26 @@ def _check_entry(entry: Entry, *, text: Sequence[str], paths: Paths, findings: F
         return
     raw = entry.given["instance_data_dir"].value
     paths.require_folder(options.instance_data_dir, raw, where=entry.where, key="instance_data_dir", findings=findings)
+
+
+def _check_captions(entry: Entry, findings: Findings) -> None:
+    """What a way of captioning needs."""
+    options = entry.options
+    if not options.is_training:
+        return
+    by_prompt = options.only_instance_prompt or options.caption_strategy == "instanceprompt"
+    asked = [key for key in ("only_instance_prompt", "prepend_instance_prompt") if getattr(options, key)]
+    if (by_prompt or asked) and not options.instance_prompt:
+        key = asked[0] if asked else "caption_strategy"
+        findings.problem(entry.where, "needs instance_prompt", key=key, value=getattr(options, key))
+    table = options.parquet.path is not None or options.type == "csv"
+    for key in ("caption_strategy", "metadata_backend"):
+        if getattr(options, key) in TABLES and not table and not (key == "caption_strategy" and by_prompt):
+            fix = 'name the table: "parquet": {"path": "captions.parquet"}'
+            findings.problem(entry.where, "needs a table", key=key, value=getattr(options, key), fix=fix)
+    if options.parquet.path is not None and not {options.caption_strategy, options.metadata_backend} & set(TABLES):
+        fix = "set caption_strategy or metadata_backend to parquet or csv"
+        findings.warn(f"{entry.where}: parquet is not read: {fix}")
 
 
 def complete(entries: Sequence[Entry], options: Options, *, paths: Paths) -> tuple[DatasetOptions, ...]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from simplewan.options.declare import Group, declarations, option
 from simplewan.options.groups.data import DataOptions
-from simplewan.options.values import Numbers, Resolution, Words
+from simplewan.options.values import Integers, Numbers, Resolution, Resolutions, Words
 
 _CSV = "datasets from a CSV file"
 _HUB = "datasets from the Hugging Face hub"
 _S3 = "datasets on S3"
-_CAPTIONS = "other sources of captions"
 _LINKS = "conditioning from another dataset"
-_MIX = "mixing datasets by weight or time"
+_TABLE = "metadata_backend=parquet|csv"
 TRAINING_TYPES = ("video", "image")
 # config.json gives these their defaults.
 INHERITED = (
@@ -49,8 +48,11 @@ def _from_config(key: str) -> Any:
 class VideoOptions(Group):
     """The "video" object of an entry."""
 
-    num_frames: int = option(
-        81, minimum=1, unit="frames", help="Frames to train on, rounded down to 4n+1 (75 gives 73); an image has 1."
+    num_frames: Integers = option(
+        (81,),
+        unit="frames",
+        help="Frames to train on, rounded down to 4n+1 (75 gives 73); an image has 1. Of several numbers each gives "
+        "clips of its own from the same file.",
     )
     min_frames: int | None = option(
         None,
@@ -85,14 +87,21 @@ class VideoOptions(Group):
     )
     extraction: str = option(
         "head",
-        choices=("head",),
-        later_choices={
-            "chunk": "several clips a file",
-            "slide": "several clips a file",
-            "uniform": "several clips a file",
-            "full": "whole files as one clip",
-        },
-        help="Which part of a longer source is used; head is its beginning.",
+        choices=("head", "chunk", "slide", "uniform", "random", "full"),
+        help="Which parts of a longer source are used: head is its beginning, chunk tiles it, slide begins a clip every "
+        "frame_stride frames, uniform takes frame_sample clips evenly spread, random as many at random places, full "
+        "is the whole source as one clip (no longer than max_frames).",
+    )
+    frame_stride: int = option(
+        1, minimum=1, unit="frames", applies="extraction=slide", help="Frames from the start of a clip to the next."
+    )
+    frame_sample: int = option(
+        1, minimum=1, unit="clips", applies="extraction=uniform|random", help="Clips that are taken of a source."
+    )
+    scene_cuts: bool = option(
+        True,
+        applies="extraction=chunk|slide|uniform|random",
+        help="Find hard cuts (each file is decoded once, small) and let no clip straddle one.",
     )
     is_i2v: bool | None = option(
         None,
@@ -100,12 +109,38 @@ class VideoOptions(Group):
         help="Image-to-video training on this dataset; none follows the flavour.",
     )
 
+    @field_validator("num_frames", mode="after")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError("must be at least 1")
+        return value
+
     @model_validator(mode="after")
     def _range(self) -> VideoOptions:
         least = "num_frames" if self.min_frames is None else "min_frames"
-        if self.max_frames is not None and self.max_frames < getattr(self, least):
-            raise ValueError(f"cannot hold: max_frames {self.max_frames} is below {least} {getattr(self, least)}")
+        value = min(self.num_frames) if self.min_frames is None else self.min_frames
+        if self.max_frames is not None and self.max_frames < value:
+            raise ValueError(f"cannot hold: max_frames {self.max_frames} is below {least} {value}")
         return self
+
+    @property
+    def by_length(self) -> bool:
+        """Whether a clip is as long as its source, so that buckets are by length."""
+        return self.extraction == "full" or (self.extraction == "head" and self.bucket_strategy == "resolution_frames")
+
+
+class ParquetOptions(Group):
+    """The "parquet" object of an entry: a table of what is in the files. It may be parquet, CSV, TSV or JSONL."""
+
+    path: Path | None = option(None, help="The table; its ending tells the format.")
+    filename_column: str = option("filename", help="Column of the files: a path inside the dataset, a name or a stem.")
+    caption_column: str = option("caption", help="Column of the captions; a list holds variants.")
+    fallback_caption_column: str | None = option(None, help="Column that is taken where the caption is empty.")
+    width_column: str = option("width", help="Column of the width in pixels, as shown.")
+    height_column: str = option("height", help="Column of the height in pixels, as shown.")
+    num_frames_column: str = option("num_frames", help="Column of the number of frames.")
+    fps_column: str = option("fps", help="Column of the frames a second.")
 
 
 class DatasetOptions(Group):
@@ -134,27 +169,40 @@ class DatasetOptions(Group):
     instance_data_dir: Path | None = option(None, help="Folder of the files; searched with its subfolders.")
     metadata_backend: str = option(
         "discovery",
-        choices=("discovery",),
-        later_choices={"parquet": _CAPTIONS, "csv": _CSV, "huggingface": _HUB, "json": _CAPTIONS},
-        help="Where sizes and lengths come from; discovery reads the files.",
+        choices=("discovery", "parquet", "csv"),
+        aliases={"json": "discovery", "huggingface": "discovery"},
+        help="Where sizes and lengths come from; discovery reads the files, the others a table (see parquet).",
+    )
+    parquet: ParquetOptions = option(
+        None,
+        factory=ParquetOptions,
+        help="The table of metadata_backend and caption_strategy parquet, csv and jsonl: its path and columns.",
     )
     caption_strategy: str = option(
         "textfile",
-        choices=("textfile",),
-        later_choices=dict.fromkeys(("filename", "instanceprompt", "parquet", "csv", "huggingface", "none"), _CAPTIONS),
-        help="Where captions come from; textfile is NAME.txt beside NAME.mp4, one variant a line.",
+        choices=("textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface", "none"),
+        help="Where captions come from; textfile is NAME.txt beside NAME.mp4, one variant a line; filename the words of "
+        "the file's name; parquet, csv and jsonl a table; huggingface a column; none trains without.",
     )
-    instance_prompt: str | None = option(
-        None, applies="caption_strategy=instanceprompt", help="The caption of all files."
+    instance_prompt: str | None = option(None, help="The caption of instanceprompt; what is put before the others.")
+    only_instance_prompt: bool = option(False, help="Use instance_prompt alone, whatever caption_strategy is.")
+    prepend_instance_prompt: bool = option(False, help="Put instance_prompt before each caption.")
+    caption_filter_list: Path | tuple[str, ...] | None = option(
+        None,
+        help="Edits of captions: a text file of one a line, or a list. A plain text is removed, "
+        '"s/PATTERN/REPLACEMENT/" replaces a regular expression (a letter i after it: in any case).',
     )
-    only_instance_prompt: bool = option(False, later=_CAPTIONS, help="Use instance_prompt alone.")
-    prepend_instance_prompt: bool = option(
-        False, later="caption edits", help="Put instance_prompt before each caption."
+    caption_shuffle_count: int = option(
+        0, minimum=0, help="Captions of tags: train on this many orders of them instead of the one written; 0 is off."
     )
-    caption_filter_list: Any = option(
-        None, later="caption edits", help="Replacements made in captions: a file, or a list of regular expressions."
+    caption_shuffle_keep: int = option(
+        0, minimum=0, applies="caption_shuffle_count", help="So many tags at the beginning stay where they are."
     )
+    caption_separator: str = option(",", applies="caption_shuffle_count", help="What stands between tags.")
     resolution: Resolution = _from_config("resolution")
+    resolutions: Resolutions = option(
+        (), help='Train each clip at each of these, in place of resolution: [480, 720] or ["832x480", 320].'
+    )
     resolution_type: str = _from_config("resolution_type")
     minimum_image_size: float | None = _from_config("minimum_image_size")
     maximum_image_size: float | None = _from_config("maximum_image_size")
@@ -162,32 +210,33 @@ class DatasetOptions(Group):
     crop: bool = option(False, help="Crop to crop_aspect; without it each source keeps its aspect ratio.")
     crop_style: str = option(
         "center",
-        choices=("center",),
+        choices=("center", "random", "corner", "face"),
         aliases={"centre": "center"},
-        later_choices={"random": "random crops", "corner": "corner crops", "face": "crops around faces"},
-        help="Which part stays.",
+        help="Which part stays: the middle, a part chosen by random_seed and the file's name, the upper left corner, or "
+        "that around the largest face of the middle frame (the middle where there is none).",
     )
     crop_aspect: str = option(
         "square",
-        choices=("square", "preserve", "closest"),
-        later_choices={"random": "random aspect ratios"},
+        choices=("square", "preserve", "closest", "random"),
         applies="crop",
-        help="The aspect ratio that is cropped to: square, preserve (the source's), closest of crop_aspect_buckets.",
+        help="The aspect ratio that is cropped to: square, preserve (the source's), closest or random of "
+        "crop_aspect_buckets.",
     )
     crop_aspect_buckets: Numbers = option(
         (), applies="crop_aspect=closest|random", help="The aspect ratios of closest and random, width / height."
     )
+    random_seed: int = option(0, minimum=0, help="Seed of random crops, aspect ratios, clips and orders of tags.")
     minimum_aspect_ratio: float | None = option(None, minimum=0, help="Narrower sources are left out.")
     maximum_aspect_ratio: float | None = option(None, minimum=0, help="Wider sources are left out.")
     aspect_bucket_rounding: int = _from_config("aspect_bucket_rounding")
     repeats: int = option(0, minimum=0, help="How many extra times each sample is seen in an epoch; 0 is once.")
-    probability: float = option(1.0, minimum=0, later=_MIX, help="Weight of this dataset when several are mixed.")
-    start_epoch: int = option(1, minimum=0, unit="epochs", later=_MIX, help="First epoch it is used in.")
-    end_epoch: int | None = option(None, minimum=1, unit="epochs", later=_MIX, help="Last epoch it is used in.")
-    start_step: int = option(0, minimum=0, unit="steps", later=_MIX, help="First step it is used in.")
-    end_step: int | None = option(None, minimum=1, unit="steps", later=_MIX, help="Last step it is used in.")
+    probability: float = option(1.0, minimum=0, help="Weight of this dataset beside the others; 0.5 is drawn half as often.")
+    start_epoch: int = option(1, minimum=0, unit="epochs", help="First epoch it is used in.")
+    end_epoch: int | None = option(None, minimum=1, unit="epochs", help="Last epoch it is used in.")
+    start_step: int = option(0, minimum=0, unit="steps", help="First step it is used in.")
+    end_step: int | None = option(None, minimum=1, unit="steps", help="Last step it is used in.")
     is_regularisation_data: bool = option(
-        False, later="regularisation data", help="Train on it towards the base model's own prediction."
+        False, help="Train on it towards the base model's own prediction, so that what it shows stays as it was."
     )
     cache_dir_vae: Path | None = option(
         None, restart_safe=True, help="Folder of the latents; none takes cache_dir/vae/ID."
@@ -247,14 +296,23 @@ class DatasetOptions(Group):
         None, applies="type=aws", secret=True, help="Its secret; use {env:NAME}."
     )
     aws_max_pool_connections: int = option(128, minimum=1, applies="type=aws", help="Connections at a time.")
-    parquet: dict[str, Any] | None = option(
-        None, applies="metadata_backend=parquet", help="path, filename_column, caption_column, width_column ..."
-    )
     video: VideoOptions = option(
         None, factory=VideoOptions, help="How videos are cut: num_frames, min_frames, bucket_strategy ..."
     )
+
+    @model_validator(mode="after")
+    def _window(self) -> DatasetOptions:
+        for unit in ("step", "epoch"):
+            start, end = getattr(self, f"start_{unit}"), getattr(self, f"end_{unit}")
+            if end is not None and end < start:
+                raise ValueError(f"cannot hold: end_{unit} {end} is below start_{unit} {start}")
+        return self
 
     @property
     def is_training(self) -> bool:
         """Whether this entry holds samples to train on."""
         return self.dataset_type in TRAINING_TYPES
+
+
+# Keys that hold an object of keys of their own.
+NESTED: dict[str, type[Group]] = {"video": VideoOptions, "parquet": ParquetOptions}

@@ -56,6 +56,12 @@ def parse_resolution(value: Any) -> float | tuple[Size, ...]:
     return int(number) if number == int(number) else number
 
 
+def parse_resolutions(value: Any) -> tuple[float | tuple[Size, ...], ...]:
+    """A list of resolutions; each is a number or a size."""
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(parse_resolution(item) for item in items)
+
+
 def parse_validation_sizes(value: Any) -> tuple[Size, ...]:
     """Sizes; a lone number is a square of that edge."""
     number = _as_number(value)
@@ -126,6 +132,10 @@ def _write_resolution(value: float | tuple[Size, ...]) -> Any:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
+def _write_resolutions(value: Iterable[float | tuple[Size, ...]]) -> Any:
+    return [_write_resolution(item) for item in value]
+
+
 def _write_list(value: Iterable[Any]) -> Any:
     items = list(value)
     return items[0] if len(items) == 1 else items
@@ -136,6 +146,12 @@ Resolution = Annotated[
     BeforeValidator(parse_resolution),
     PlainSerializer(_write_resolution),
     "number, WxH or list of WxH",
+]
+Resolutions = Annotated[
+    tuple[int | float | tuple[Size, ...], ...],
+    BeforeValidator(parse_resolutions),
+    PlainSerializer(_write_resolutions),
+    "list of numbers and WxH",
 ]
 ValidationSizes = Annotated[
     tuple[Size, ...],

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +39,7 @@ class LocalBackend:
         return str(self.folder)
 
     def list(self) -> Iterator[Entry]:
-        yield from sorted(_walk(self.folder))
+        yield from sorted(_walk(self.folder), key=itemgetter(0))
 
     def stat(self, path: str) -> Entry:
         stat = (self.folder / path).stat()
@@ -92,13 +93,14 @@ def _list_folder(
 ) -> None:
     with os.scandir(folder) as items:
         for item in items:
-            if is_ignored(item.name):
+            name = item.name
+            if is_ignored(name):
                 continue
             try:
-                if item.is_dir():
-                    (links if item.is_symlink() else folders).append((Path(item.path), f"{prefix}{item.name}/"))
-                elif item.is_file():
+                if item.is_file():
                     stat = item.stat()
-                    found.append(Entry(f"{prefix}{item.name}", stat.st_size, stat.st_mtime_ns))
+                    found.append(Entry(prefix + name, stat.st_size, stat.st_mtime_ns))
+                elif item.is_dir():
+                    (links if item.is_symlink() else folders).append((Path(item.path), f"{prefix}{name}/"))
             except OSError:  # removed since it was listed, or a link that leads nowhere
                 continue

@@ -37,6 +37,11 @@ class DataOptions(Group):
         2, minimum=0, maximum=9, unit="decimals", help=f"{_DEFAULT}: decimals of the aspect ratio that names a bucket."
     )
     train_batch_size: int = option(1, minimum=1, unit="samples", help="Samples of one forward pass, all of one bucket.")
+    bucket_batch_sizes: dict[str, int] | None = option(
+        None,
+        help='Another train_batch_size for some buckets: {"832x480@81": 1, "@1": 8, "480x480": 4}. A whole name goes '
+        "before a size, a size before a number of frames.",
+    )
     caption_dropout_probability: float = option(
         0.0, minimum=0, maximum=1, help="Share of samples trained with an empty caption; keeps guidance working."
     )
@@ -46,9 +51,9 @@ class DataOptions(Group):
     )
     data_backend_sampling: str = option(
         "auto-weighting",
-        choices=("auto-weighting",),
-        later_choices={"uniform": "equal weights for all datasets"},
-        help="How datasets are mixed: auto-weighting draws each in proportion to its samples.",
+        choices=("auto-weighting", "uniform"),
+        help="How datasets are mixed: auto-weighting draws each in proportion to its samples, uniform all equally often; "
+        "both times the dataset's probability.",
     )
     delete_problematic_images: bool = option(
         False,

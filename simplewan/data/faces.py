@@ -1,0 +1,3 @@
+"""stub"""
+def find_face(frame):
+    return None
