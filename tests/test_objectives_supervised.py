@@ -12,6 +12,7 @@ from simplewan.objectives.supervised import SupervisedFlowMatching, eval_loss, t
 @dataclass
 class Batch:
     latents_BCFHW: torch.Tensor
+    is_regularisation: bool = False
 
 
 class Role:
@@ -23,6 +24,8 @@ class Role:
         self.scale = torch.nn.Parameter(torch.tensor(0.5))
         self.clean = batch.latents_BCFHW.float()
         self.seen = []
+
+    base_predict = None
 
     def predict(self, latents, timesteps, batch):
         self.seen.append(timesteps)
@@ -109,3 +112,26 @@ def test_eval_loss_is_fixed_and_falls_when_the_network_is_better(batch):
 
 def test_bands_of_one_expert_lie_on_its_side():
     assert timestep_bands(2, (0.875, 1.0)) == {"875-938": 906.25, "938-1000": 968.75}
+
+
+def test_on_regularisation_data_the_target_is_the_base_models_own_prediction(batch):
+    role = Role(batch)
+    calls = []
+
+    def base(latents, timesteps, given):
+        calls.append(torch.is_grad_enabled())
+        return 0.75 * (latents - role.clean) / (timesteps / 1000).view(-1, 1, 1, 1, 1)
+
+    role.base_predict = base
+    objective = SupervisedFlowMatching()
+    plain = objective.loss(role, batch, seeded())
+    assert calls == []
+    regular = Batch(batch.latents_BCFHW, is_regularisation=True)
+    kept = objective.loss(role, regular, seeded())
+    # The network is off by half of the velocity from the data, by a quarter from the base model.
+    torch.testing.assert_close(kept.per_sample_B * 4, plain.per_sample_B)
+    assert calls == [False]
+    kept.value.backward()
+    assert role.scale.grad < 0  # towards the base model's 0.75
+    role.scale.data.fill_(0.75)
+    assert objective.loss(role, regular, seeded()).value == 0

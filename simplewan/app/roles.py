@@ -22,6 +22,7 @@ from simplewan.models.adapters import (
     adapter_parameters,
     adapter_scale,
     adapter_state,
+    adapters_off,
     add_lora,
     load_adapter_state,
     train_fully,
@@ -39,12 +40,13 @@ from simplewan.training.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Expert:
-    """A trained transformer and what the objective sees of it."""
+    """A trained transformer and what the objective sees of it; `base_predict` is that without the adapter."""
 
     name: str
     transformer: nn.Module
     predict: Predict
     sigma_bounds: tuple[float, float]
+    base_predict: Predict | None = None
 
 
 def boundary(context: Context) -> float | None:
@@ -104,7 +106,18 @@ def load_expert(context: Context, name: str) -> Expert:
     # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
     merge = full or options.adapter.lora_dropout == 0
     predict = make_predict(context, transformer, merge_padding=merge, recompute=recompute)
-    return Expert(name, transformer, predict, sigma_bounds(context, name))
+    base = None if full else without_adapters(transformer, predict)
+    return Expert(name, transformer, predict, sigma_bounds(context, name), base)
+
+
+def without_adapters(transformer: nn.Module, predict: Predict) -> Predict:
+    """`predict` with the adapters off."""
+
+    def base(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+        with adapters_off(transformer):
+            return predict(latents_BCFHW, timesteps_B, batch)
+
+    return base
 
 
 def load_base(context: Context, name: str) -> Expert:

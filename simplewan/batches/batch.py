@@ -15,13 +15,15 @@ import torch
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one bucket: `latents_BCFHW`, `prompt_embeds_BLD` with each prompt's length in tokens, and for
-    each sample its name and whether its caption was dropped. Dtypes are those of the caches."""
+    each sample its name and whether its caption was dropped. Dtypes are those of the caches. `is_regularisation`: the
+    base model's own prediction is the target."""
 
     latents_BCFHW: torch.Tensor
     prompt_embeds_BLD: torch.Tensor
     text_lengths: tuple[int, ...]
     names: tuple[str, ...]
     caption_dropped: tuple[bool, ...]
+    is_regularisation: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`, dtypes kept; the copy does not block when the batch is pinned."""
@@ -39,6 +41,7 @@ def collate(
     names: Sequence[str],
     text_tokens: int,
     caption_dropped: Sequence[bool] | None = None,
+    is_regularisation: bool = False,
     pin_memory: bool = False,
 ) -> Batch:
     """A `Batch` from latents (C, F, H, W) and text embeddings (l, D), l <= `text_tokens`, all on the CPU.
@@ -64,4 +67,4 @@ def collate(
         embeds_BLD[at, len(embeds) :].zero_()
     dropped = tuple(caption_dropped) if caption_dropped is not None else (False,) * len(names)
     lengths = tuple(len(embeds) for embeds in prompt_embeds)
-    return Batch(latents_BCFHW, embeds_BLD, lengths, tuple(names), dropped)
+    return Batch(latents_BCFHW, embeds_BLD, lengths, tuple(names), dropped, is_regularisation)

@@ -36,7 +36,8 @@ The batch is what carries the conditioning (text, later images); the objective h
 
 
 class RoleLike(Protocol):
-    """What the objective needs of a role: its name, its bounds in sigma, and its network as a function."""
+    """What the objective needs of a role: its name, its bounds in sigma, its network as a function, and that of the
+    base model without what is trained, if there is one: the target on regularisation data."""
 
     @property
     def name(self) -> str: ...
@@ -47,6 +48,9 @@ class RoleLike(Protocol):
     @property
     def predict(self) -> Predict: ...
 
+    @property
+    def base_predict(self) -> Predict | None: ...
+
 
 @dataclass(frozen=True)
 class FlowRole:
@@ -55,13 +59,18 @@ class FlowRole:
     name: str
     sigma_bounds: tuple[float, float]
     predict: Predict
+    base_predict: Predict | None = None
 
 
 class BatchLike(Protocol):
-    """What the objective needs of a batch: clean latents, on the device of the network."""
+    """What the objective needs of a batch: clean latents, on the device of the network, and whether the base model's
+    own prediction is their target."""
 
     @property
     def latents_BCFHW(self) -> Tensor: ...
+
+    @property
+    def is_regularisation(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,8 @@ class SupervisedFlowMatching:
     def loss(self, role: RoleLike, batch: BatchLike, generator: torch.Generator) -> Loss:
         """The weighted velocity loss of `role` on `batch`; `generator` is a CPU generator (sigmas first, then noise).
 
+        On regularisation data the target is what the base model predicts for the same noisy latents (prior
+        preservation by distillation), so that only what training changed is corrected.
         Metrics: "timestep", the mean of the batch in 0..1000, and "unweighted_loss" where weights act.
         """
         latents = batch.latents_BCFHW.float()
@@ -110,7 +121,9 @@ class SupervisedFlowMatching:
             stratified=self.stratified,
         )
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        errors_B = velocity_errors(role.predict, batch, noise, sigmas_B)
+        teacher = role.base_predict if batch.is_regularisation else None
+        assert teacher is not None or not batch.is_regularisation, "regularisation needs the base model"
+        errors_B = velocity_errors(role.predict, batch, noise, sigmas_B, teacher=teacher)
         losses_B = errors_B * loss_weights(sigmas_B, self.weighting).to(errors_B.device)
         metrics = {"timestep": float(sigmas_B.mean()) * NUM_TIMESTEPS}
         if self.weighting != "none":
@@ -118,13 +131,22 @@ class SupervisedFlowMatching:
         return Loss(value=losses_B.mean(), per_sample_B=losses_B.detach(), metrics=metrics)
 
 
-def velocity_errors(predict: Predict, batch: BatchLike, noise_BCFHW: Tensor, sigmas_B: Tensor) -> Tensor:
-    """Mean squared velocity error of each sample at given noise and sigmas, (B,) float32 with its graph."""
+def velocity_errors(
+    predict: Predict, batch: BatchLike, noise_BCFHW: Tensor, sigmas_B: Tensor, *, teacher: Predict | None = None
+) -> Tensor:
+    """Mean squared velocity error of each sample at given noise and sigmas, (B,) float32 with its graph.
+
+    The target is `noise - latents`, or, where there is a `teacher`, what it predicts (without a graph).
+    """
     latents = batch.latents_BCFHW.float()
     sigmas_B = sigmas_B.to(latents.device)
     noisy = add_noise(latents, noise_BCFHW, sigmas_B)
-    velocity = predict(noisy, sigmas_B * NUM_TIMESTEPS, batch)
-    return mse_per_sample(velocity, velocity_target(latents, noise_BCFHW))
+    timesteps_B = sigmas_B * NUM_TIMESTEPS
+    target = velocity_target(latents, noise_BCFHW)
+    if teacher is not None:
+        with torch.no_grad():
+            target = teacher(noisy, timesteps_B, batch).float()
+    return mse_per_sample(predict(noisy, timesteps_B, batch), target)
 
 
 @dataclass(frozen=True)
