@@ -13,7 +13,7 @@ import pytest
 
 from simplewan.options import changed_keys, load
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
-from simplewan.options.datasets import DatasetOptions, VideoOptions
+from simplewan.options.datasets import NESTED, DatasetOptions
 from simplewan.options.declare import is_on, members
 from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
@@ -32,7 +32,7 @@ def test_each_key_stands_in_one_group() -> None:
 
 
 def test_every_field_is_declared_with_its_help() -> None:
-    for model in (*group_models().values(), DatasetOptions, VideoOptions):
+    for model in (*group_models().values(), DatasetOptions, *NESTED.values()):
         for key, field in model.model_fields.items():
             assert field.json_schema_extra, f"{model.__name__}.{key} is not declared with option()"
     for declared in every_option():
@@ -41,7 +41,7 @@ def test_every_field_is_declared_with_its_help() -> None:
 
 
 def test_defaults_are_valid_values() -> None:
-    for model in (*group_models().values(), DatasetOptions, VideoOptions):
+    for model in (*group_models().values(), DatasetOptions, *NESTED.values()):
         dumped = model().model_dump()
         assert model.model_validate({key: value for key, value in dumped.items() if value is not None}) == model()
 
@@ -50,7 +50,8 @@ def test_listed_defaults_are_what_the_models_hold() -> None:
     held = {key: value for model in group_models().values() for key, value in model().model_dump(mode="json").items()}
     assert held == {record["key"]: record["default"] for record in option_records()}
     held = DatasetOptions().model_dump(mode="json")
-    held |= {f"video.{key}": value for key, value in held["video"].items()} | {"video": None}
+    for name in NESTED:
+        held |= {f"{name}.{key}": value for key, value in held[name].items()} | {name: None}
     assert held == {record["key"]: record["default"] for record in dataset_records()}
 
 

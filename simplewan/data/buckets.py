@@ -204,7 +204,7 @@ def make_clip(
     start_seconds: float = 0.0,
     crop_at: Callable[[Size, Size], tuple[int, int]] = centre_offset,
 ) -> Clip:
-    """The clip of a source that passed the bounds; `crop_at` says where to cut (covering size, target) -> (left, top)."""
+    """The clip of a source that passed the bounds; `crop_at` gives (left, top) from covering size and target."""
     target = target_size(width, height, rule)
     covering = cover_size(width, height, target)
     left, top = crop_at(covering, target)

@@ -79,9 +79,7 @@ def _filter_texts(dataset: DatasetOptions) -> tuple[str, ...]:
         message = f"cannot be read: {error.strerror}"
         raise UserError(Problem(where, message, "caption_filter_list", str(given), fix)) from None
     except (ValueError, TypeError) as error:
-        raise UserError(
-            Problem(where, f"is not a list of texts: {error}", "caption_filter_list", str(given))
-        ) from None
+        raise UserError(Problem(where, f"is not a list of texts: {error}", "caption_filter_list", str(given))) from None
     return tuple(line for line in text.splitlines() if line.strip())
 
 

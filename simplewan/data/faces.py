@@ -1,3 +1,5 @@
 """stub"""
+
+
 def find_face(frame):
     return None

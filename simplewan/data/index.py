@@ -193,7 +193,8 @@ def _pack(info: MediaInfo) -> bytes:
     times = array("d", info.times)
     even = info.fps > 0 and all(abs(moment - at / info.fps) < EVEN for at, moment in enumerate(times))
     fields = {**asdict(info), "times": "even" if even else "listed"}
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n" + (b"" if even else zlib.compress(times.tobytes()))
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    return text + b"\n" + (b"" if even else zlib.compress(times.tobytes()))
 
 
 def _unpack(blob: bytes) -> MediaInfo:

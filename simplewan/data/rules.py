@@ -213,9 +213,7 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
     )
 
 
-def _starts(
-    name: str, found: Found, sampled: list[tuple[float, float]], num_frames: int, rules: Rules
-) -> list[float]:
+def _starts(name: str, found: Found, sampled: list[tuple[float, float]], num_frames: int, rules: Rules) -> list[float]:
     """Seconds at which the clips of `num_frames` begin in a source."""
     if rules.extraction in WITHOUT_CUTS or found.info.is_image:
         return [sampled[0][0]]

@@ -1,3 +1,5 @@
 """stub"""
+
+
 def find_cuts(source):
     return ()

@@ -25,6 +25,13 @@ from simplewan.options.sources import Expander, Findings, Given, did_you_mean, p
 from simplewan.options.written import as_saved
 
 TEXT_ENTRY = "text-embeds"
+# Keys that name other entries, and the kind of entry that they name.
+LINKS = {
+    "text_embeds": "text_embeds",
+    "image_embeds": "image_embeds",
+    "conditioning_image_embeds": "conditioning_image_embeds",
+    "conditioning_data": "conditioning",
+}
 TABLES = ("parquet", "csv", "jsonl")
 
 
@@ -150,31 +157,29 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
     enabled = [entry for entry in entries if not entry.options.disabled]
     if entries and not any(entry.options.is_training for entry in enabled) and not findings.problems:
         findings.problem(shown, "has no enabled dataset to train on", fix='add one of dataset_type "video" or "image"')
-    text = [entry for entry in enabled if entry.options.dataset_type == "text_embeds"]
-    if len([entry for entry in text if entry.options.default]) > 1:
+    kinds = {entry.options.id: entry.options.dataset_type for entry in enabled}
+    if len([entry for entry in enabled if entry.options.default and kinds[entry.options.id] == "text_embeds"]) > 1:
         findings.problem(shown, "has several text_embeds entries with default true", key="default", fix="keep one")
     for entry in enabled:
         find_later(entry.options, entry.given, dataset_catalogue(), where=entry.where, findings=findings)
-        _check_entry(entry, text=[item.options.id for item in text], paths=paths, findings=findings)
+        _check_entry(entry, kinds=kinds, paths=paths, findings=findings)
 
 
-def _check_entry(entry: Entry, *, text: Sequence[str], paths: Paths, findings: Findings) -> None:
+def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findings: Findings) -> None:
     options = entry.options
-    if options.text_embeds is not None and options.text_embeds not in text:
-        meant = did_you_mean(options.text_embeds, text)
-        findings.problem(
-            entry.where,
-            "names no enabled text_embeds entry",
-            key="text_embeds",
-            value=options.text_embeds,
-            fix=f'did you mean "{meant}"?' if meant else "",
-        )
+    for key, wanted in LINKS.items():
+        named = getattr(options, key)
+        for name in named if isinstance(named, tuple) else (named,) if named is not None else ():
+            if kinds.get(name) != wanted:
+                meant = did_you_mean(name, [other for other, kind in kinds.items() if kind == wanted])
+                fix = f'did you mean "{meant}"?' if meant else ""
+                findings.problem(entry.where, f"names no enabled {wanted} entry", key=key, value=name, fix=fix)
     low, high = options.minimum_aspect_ratio, options.maximum_aspect_ratio
     if low and high and low > high:
         findings.problem(entry.where, f"is above maximum_aspect_ratio {high:g}", key="minimum_aspect_ratio", value=low)
     if options.crop and options.crop_aspect in ("closest", "random") and not options.crop_aspect_buckets:
         findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value=options.crop_aspect)
-    _check_captions(entry, findings)
+    _check_captions(entry, paths, findings)
     if not options.is_training or options.type != "local":
         return
     if options.instance_data_dir is None:
@@ -184,7 +189,7 @@ def _check_entry(entry: Entry, *, text: Sequence[str], paths: Paths, findings: F
     paths.require_folder(options.instance_data_dir, raw, where=entry.where, key="instance_data_dir", findings=findings)
 
 
-def _check_captions(entry: Entry, findings: Findings) -> None:
+def _check_captions(entry: Entry, paths: Paths, findings: Findings) -> None:
     """What a way of captioning needs."""
     options = entry.options
     if not options.is_training:
@@ -199,6 +204,11 @@ def _check_captions(entry: Entry, findings: Findings) -> None:
         if getattr(options, key) in TABLES and not table and not (key == "caption_strategy" and by_prompt):
             fix = 'name the table: "parquet": {"path": "captions.parquet"}'
             findings.problem(entry.where, "needs a table", key=key, value=getattr(options, key), fix=fix)
+    for key, path in (("caption_filter_list", options.caption_filter_list), ("parquet", options.parquet.path)):
+        if isinstance(path, Path):
+            raw = entry.given[key].value
+            raw = raw.get("path") if isinstance(raw, Mapping) else raw
+            paths.require_file(path, raw, where=entry.where, key=key, findings=findings)
     if options.parquet.path is not None and not {options.caption_strategy, options.metadata_backend} & set(TABLES):
         fix = "set caption_strategy or metadata_backend to parquet or csv"
         findings.warn(f"{entry.where}: parquet is not read: {fix}")

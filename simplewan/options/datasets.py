@@ -18,7 +18,6 @@ from simplewan.options.values import Integers, Numbers, Resolution, Resolutions,
 _CSV = "datasets from a CSV file"
 _HUB = "datasets from the Hugging Face hub"
 _S3 = "datasets on S3"
-_LINKS = "conditioning from another dataset"
 _TABLE = "metadata_backend=parquet|csv"
 TRAINING_TYPES = ("video", "image")
 # config.json gives these their defaults.
@@ -88,8 +87,8 @@ class VideoOptions(Group):
     extraction: str = option(
         "head",
         choices=("head", "chunk", "slide", "uniform", "random", "full"),
-        help="Which parts of a longer source are used: head is its beginning, chunk tiles it, slide begins a clip every "
-        "frame_stride frames, uniform takes frame_sample clips evenly spread, random as many at random places, full "
+        help="Which parts of a longer source are used: head is its beginning, chunk tiles it, slide begins a clip "
+        "every frame_stride frames, uniform takes frame_sample clips evenly spread, random as many at random places, full "
         "is the whole source as one clip (no longer than max_frames).",
     )
     frame_stride: int = option(
@@ -155,15 +154,19 @@ class DatasetOptions(Group):
     )
     dataset_type: str = option(
         "image",
-        choices=("video", "image", "text_embeds"),
-        later_choices={
-            "image_embeds": "a cache of latents shared by datasets",
-            "conditioning_image_embeds": _LINKS,
-            "conditioning": _LINKS,
-            "eval": "a dataset for evaluation alone",
-        },
-        help="What it holds: video or image to train on, text_embeds for the cache of encoded captions. An entry that "
-        'names none is a video dataset when it has a "video" object.',
+        choices=(
+            "video",
+            "image",
+            "eval",
+            "conditioning",
+            "text_embeds",
+            "image_embeds",
+            "conditioning_image_embeds",
+        ),
+        help="What it holds: video or image to train on, eval to measure the loss on alone, conditioning for pictures "
+        "that are the first frames of another dataset's clips; or a cache: text_embeds of encoded captions, "
+        "image_embeds of latents, conditioning_image_embeds of CLIP embeddings. An entry that names none is a video dataset when it "
+        'has a "video" object.',
     )
     disabled: bool = option(False, help="Leave this entry out.")
     instance_data_dir: Path | None = option(None, help="Folder of the files; searched with its subfolders.")
@@ -181,8 +184,8 @@ class DatasetOptions(Group):
     caption_strategy: str = option(
         "textfile",
         choices=("textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface", "none"),
-        help="Where captions come from; textfile is NAME.txt beside NAME.mp4, one variant a line; filename the words of "
-        "the file's name; parquet, csv and jsonl a table; huggingface a column; none trains without.",
+        help="Where captions come from; textfile is NAME.txt beside NAME.mp4, one variant a line; filename the words "
+        "of the file's name; parquet, csv and jsonl a table; huggingface a column; none trains without.",
     )
     instance_prompt: str | None = option(None, help="The caption of instanceprompt; what is put before the others.")
     only_instance_prompt: bool = option(False, help="Use instance_prompt alone, whatever caption_strategy is.")
@@ -212,8 +215,8 @@ class DatasetOptions(Group):
         "center",
         choices=("center", "random", "corner", "face"),
         aliases={"centre": "center"},
-        help="Which part stays: the middle, a part chosen by random_seed and the file's name, the upper left corner, or "
-        "that around the largest face of the middle frame (the middle where there is none).",
+        help="Which part stays: the middle, a part chosen by random_seed and the file's name, the upper left corner, "
+        "or that around the largest face of the middle frame (the middle where there is none).",
     )
     crop_aspect: str = option(
         "square",
@@ -230,7 +233,9 @@ class DatasetOptions(Group):
     maximum_aspect_ratio: float | None = option(None, minimum=0, help="Wider sources are left out.")
     aspect_bucket_rounding: int = _from_config("aspect_bucket_rounding")
     repeats: int = option(0, minimum=0, help="How many extra times each sample is seen in an epoch; 0 is once.")
-    probability: float = option(1.0, minimum=0, help="Weight of this dataset beside the others; 0.5 is drawn half as often.")
+    probability: float = option(
+        1.0, minimum=0, help="Weight of this dataset beside the others; 0.5 is drawn half as often."
+    )
     start_epoch: int = option(1, minimum=0, unit="epochs", help="First epoch it is used in.")
     end_epoch: int | None = option(None, minimum=1, unit="epochs", help="Last epoch it is used in.")
     start_step: int = option(0, minimum=0, unit="steps", help="First step it is used in.")
@@ -242,14 +247,14 @@ class DatasetOptions(Group):
         None, restart_safe=True, help="Folder of the latents; none takes cache_dir/vae/ID."
     )
     cache_dir: Path | None = option(
-        None, restart_safe=True, help="Folder of a text_embeds entry's cache; none takes cache_dir/text."
+        None, restart_safe=True, help="Folder of a cache entry; none takes cache_dir/text, cache_dir/ID for the others."
     )
     default: bool = option(False, restart_safe=True, help="The text_embeds entry of datasets that name none.")
     text_embeds: str | None = option(
         None, restart_safe=True, help="Id of the text_embeds entry that holds this dataset's captions."
     )
     image_embeds: str | None = option(
-        None, later="a cache of latents shared by datasets", help="Id of the entry that holds this dataset's latents."
+        None, restart_safe=True, help="Id of the image_embeds entry that holds this dataset's latents."
     )
     write_batch_size: int | None = option(
         None,
@@ -259,17 +264,24 @@ class DatasetOptions(Group):
         help="Most records of one cache file; none takes the config's.",
     )
     vae_cache_clear_each_epoch: bool = option(
-        False, later="new crops in each epoch", help="Encode anew in each epoch (for random crops)."
+        False, applies="crop_style=random", help="Draw random crops anew in each epoch, and encode them again."
     )
     hash_filenames: bool = option(
         True, restart_safe=True, help="Of no effect: caches are named after content. Kept for old files."
     )
-    conditioning_data: Words = option((), later=_LINKS, help="Ids of the entries that condition this one.")
+    conditioning_data: Words = option(
+        (),
+        help="Id of the conditioning entry whose pictures are the first frames of this one's clips, for image-to-video: a "
+        "picture belongs to the clip of the same name (a.png to a.mp4).",
+    )
     conditioning_type: str | None = option(
-        None, applies="conditioning_data", help="What they are: controlnet, mask, reference_strict, reference_loose."
+        None,
+        choices=("reference_strict",),
+        applies="conditioning_data",
+        help="What they are: reference_strict, a picture that is cut as its clip is.",
     )
     conditioning_image_embeds: str | None = option(
-        None, later=_LINKS, help="Id of the conditioning_image_embeds entry of this dataset."
+        None, restart_safe=True, help="Id of the conditioning_image_embeds entry of this dataset."
     )
     cache_dir_conditioning_image_embeds: Path | None = option(
         None, applies="conditioning_image_embeds", restart_safe=True, help="Folder of that cache."

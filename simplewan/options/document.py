@@ -53,8 +53,8 @@ def render() -> str:
         parts.append(_table(record for record in records if record["group"] == name))
     parts.append("## Entries of the dataset file (`data_backend_config`)\n")
     parts.append(
-        "A list of objects. Keys beginning with `video.` stand in the object `video` of an entry. Numbers of "
-        "`resolution` and its kin inherit from config.json.\n"
+        "A list of objects. Keys beginning with `video.` stand in the object `video` of an entry, those with "
+        "`parquet.` in `parquet`. Numbers of `resolution` and its kin inherit from config.json.\n"
     )
     parts.append(_table(dataset_records()))
     parts.append(_foreign())

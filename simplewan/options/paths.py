@@ -44,6 +44,8 @@ class Paths:
         for key, value in group.__dict__.items():
             if isinstance(value, Path):
                 update[key] = self(value)
+            elif isinstance(value, Group):
+                update[key] = self.resolve(value)
             elif isinstance(value, str) and key.endswith("_name_or_path"):
                 update[key] = self.model_name(value)
         return group.model_copy(update=update) if update else group

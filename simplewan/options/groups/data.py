@@ -52,13 +52,13 @@ class DataOptions(Group):
     data_backend_sampling: str = option(
         "auto-weighting",
         choices=("auto-weighting", "uniform"),
-        help="How datasets are mixed: auto-weighting draws each in proportion to its samples, uniform all equally often; "
-        "both times the dataset's probability.",
+        help="How datasets are mixed: auto-weighting draws each in proportion to its samples, uniform all equally "
+        "often; both times the dataset's probability.",
     )
     delete_problematic_images: bool = option(
         False,
-        later="a list of broken files that are left alone from then on (none is ever deleted)",
-        help="Put broken files on a list and leave them out; a user's file is never deleted.",
+        help="Put files that fail while they are encoded on a list (problematic_files.txt beside the cache) and leave "
+        "them alone from then on; a user's file is never deleted.",
     )
     dataloader_prefetch: bool = option(True, restart_safe=True, help="Read the coming batches while a step computes.")
     dataloader_prefetch_qlen: int = option(
