@@ -88,8 +88,8 @@ class VideoOptions(Group):
         "head",
         choices=("head", "chunk", "slide", "uniform", "random", "full"),
         help="Which parts of a longer source are used: head is its beginning, chunk tiles it, slide begins a clip "
-        "every frame_stride frames, uniform takes frame_sample clips evenly spread, random as many at random places, full "
-        "is the whole source as one clip (no longer than max_frames).",
+        "every frame_stride frames, uniform takes frame_sample clips evenly spread, random as many at random places, "
+        "full is the whole source as one clip (no longer than max_frames).",
     )
     frame_stride: int = option(
         1, minimum=1, unit="frames", applies="extraction=slide", help="Frames from the start of a clip to the next."
@@ -165,8 +165,8 @@ class DatasetOptions(Group):
         ),
         help="What it holds: video or image to train on, eval to measure the loss on alone, conditioning for pictures "
         "that are the first frames of another dataset's clips; or a cache: text_embeds of encoded captions, "
-        "image_embeds of latents, conditioning_image_embeds of CLIP embeddings. An entry that names none is a video dataset when it "
-        'has a "video" object.',
+        "image_embeds of latents, conditioning_image_embeds of CLIP embeddings. An entry that names none is a "
+        'video dataset when it has a "video" object.',
     )
     disabled: bool = option(False, help="Leave this entry out.")
     instance_data_dir: Path | None = option(None, help="Folder of the files; searched with its subfolders.")
@@ -271,8 +271,8 @@ class DatasetOptions(Group):
     )
     conditioning_data: Words = option(
         (),
-        help="Id of the conditioning entry whose pictures are the first frames of this one's clips, for image-to-video: a "
-        "picture belongs to the clip of the same name (a.png to a.mp4).",
+        help="Id of the conditioning entry whose pictures are the first frames of this one's clips, for image-to-video: "
+        "a picture belongs to the clip of the same name (a.png to a.mp4).",
     )
     conditioning_type: str | None = option(
         None,
