@@ -7,6 +7,7 @@ a metric that has no value this step is absent, not zero.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -155,17 +156,19 @@ def as_record(event: Event) -> dict[str, Any]:
 
 
 class Emitter:
-    """Hands each event to every listener, in the order in which they were added."""
+    """Hands each event to every listener, in the order in which they were added. Threads take turns."""
 
     def __init__(self) -> None:
         self._listeners: list[Emit] = []
+        self._turn = threading.RLock()  # a listener may emit, too
 
     def add(self, listener: Emit) -> None:
         self._listeners.append(listener)
 
     def __call__(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        with self._turn:
+            for listener in self._listeners:
+                listener(event)
 
 
 def silent(_event: Event) -> None:

@@ -127,8 +127,8 @@ def watch(patch: pytest.MonkeyPatch, work: Work) -> None:
 
         patch.setattr(owner, name, noting)
 
-    before(caching.TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
-    before(caching._VaeEncoder, "__call__", lambda _self, items: work.latents.append(list(items)))
+    before(encoders.TextEncoder, "__call__", lambda _self, items: work.texts.append(list(items)))
+    before(encoders.VaeEncoder, "__call__", lambda _self, items: work.latents.append(list(items)))
     before(inspection, "probe", lambda source: work.probed.append(source.name))
     for name in ("open", "read"):
         before(LocalBackend, name, lambda _self, path: work.opened.append(path))
@@ -171,8 +171,8 @@ def test_a_second_start_encodes_and_opens_nothing(project: Project, monkeypatch:
     def fail(*_arguments: object) -> None:
         raise AssertionError("no model is needed")
 
-    monkeypatch.setattr(caching, "load_vae", fail)
-    monkeypatch.setattr(caching, "load_text_encoder", fail)
+    monkeypatch.setattr(encoders, "load_vae", fail)
+    monkeypatch.setattr(encoders, "load_text_encoder", fail)
     second = project.start()
     assert second.probed == second.opened == second.text_names == second.latent_names == []
 

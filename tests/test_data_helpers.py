@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simplewan.data.backends.opening import open_backend
 from simplewan.data.samples import Scan
 from simplewan.data.scan import scan
 from simplewan.events import silent
@@ -84,4 +85,5 @@ def dataset(folder: Path, *, video: dict[str, Any] | None = None, **keys: Any) -
 
 def scanned(options: DatasetOptions, index_folder: Path, *, flavour: str = "t2v-mini-low", **hooks: Any) -> Scan:
     hooks = {"emit": silent, "check": lambda: None, **hooks}
-    return scan(options, flavour=find_flavour(flavour), index_folder=index_folder, **hooks)
+    backend = open_backend(options, cache=index_folder, emit=hooks["emit"])
+    return scan(options, backend, flavour=find_flavour(flavour), index_folder=index_folder, **hooks)

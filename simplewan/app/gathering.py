@@ -1,4 +1,4 @@
-"""The samples of a run: every dataset scanned, what was dropped, and where each dataset's caches live."""
+"""The samples of a run: every dataset scanned, what was dropped, and how the datasets are mixed."""
 
 from __future__ import annotations
 
@@ -7,93 +7,97 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simplewan.app.context import Context
-from simplewan.batches.sizes import SampleRef
+from simplewan.data.backends.opening import open_backend
 from simplewan.data.notices import datasets_problem, dropped_notice
-from simplewan.data.samples import Dropped, Sample
-from simplewan.data.scan import scan
+from simplewan.data.samples import Dropped, Sample, Scan
+from simplewan.data.scan import put_on_list, scan
 from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions
 
-MEDIA = ("video", "image")
+TRAINING = ("video", "image")
+SCANNED = (*TRAINING, "eval")
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """All usable samples by id, in order; the datasets (ids) they come from; and what was dropped."""
+    """All usable samples by id, in order; the datasets (by id) they come from, those for evaluation among them; the
+    entries that are caches; and what was dropped."""
 
     samples: Mapping[str, Sample]
     entries: Mapping[str, DatasetOptions]
-    text_entries: Mapping[str, DatasetOptions]
+    cache_entries: Mapping[str, DatasetOptions]
     dropped: Sequence[Dropped]
-    cache_dir: Path
 
     @property
-    def datasets(self) -> tuple[str, ...]:
-        return tuple(self.entries)
+    def training(self) -> list[Sample]:
+        """The samples to train on."""
+        return [sample for sample in self.samples.values() if self.entries[sample.dataset].is_training]
+
+    @property
+    def evaluation(self) -> list[Sample]:
+        """The samples to measure the loss on: those of the eval datasets, else those that are trained on."""
+        own = [sample for sample in self.samples.values() if not self.entries[sample.dataset].is_training]
+        return own or self.training
 
     def of(self, dataset: str) -> list[Sample]:
         """The samples of one dataset."""
         return [sample for sample in self.samples.values() if sample.dataset == dataset]
 
-    def latents_folder(self, dataset: str) -> Path:
-        """Where a dataset's latents, and its index, are kept."""
-        return self.entries[dataset].cache_dir_vae or self.cache_dir / "vae" / dataset
 
-    def records_per_file(self, folder: Path) -> int | None:
-        """The write_batch_size that the text_embeds entry of `folder` asks for."""
-        sizes = [entry.write_batch_size for entry in self.text_entries.values() if entry.cache_dir == folder]
-        return next((size for size in sizes if size), None)
-
-    def text_folder(self, dataset: str | None) -> Path:
-        """Where a dataset's text embeddings are kept: the entry it names, else the default one. None: the default."""
-        named = self.entries[dataset].text_embeds if dataset is not None else None
-        entry = self.text_entries.get(named) if named else None
-        if entry is None:
-            entry = next((item for item in self.text_entries.values() if item.default), None)
-        if entry is None:
-            entry = next(iter(self.text_entries.values()), None)
-        return (entry.cache_dir if entry else None) or self.cache_dir / "text"
-
-    def refs(self, *, failed: Mapping[str, str]) -> list[SampleRef]:
-        """What the sampler draws from: all samples but those whose encoding failed."""
-        return [
-            SampleRef(
-                name=sample.id,
-                bucket=sample.clip.bucket,
-                repeats=self.entries[sample.dataset].repeats,
-                num_captions=len(sample.captions),
-            )
-            for sample in self.samples.values()
-            if sample.id not in failed
-        ]
+def index_folder(entry: DatasetOptions, cache_dir: Path) -> Path:
+    """Where the index of a dataset's files is, and its latents unless an image_embeds entry holds them."""
+    return entry.cache_dir_vae or cache_dir / "vae" / entry.id
 
 
-def require_folder(folder: Path, *, dataset: str) -> None:
-    """Make the folder of a cache. Raises UserError when that cannot be done."""
+def scan_entry(context: Context, entry: DatasetOptions, *, epoch: int = 0) -> Scan:
+    """The samples of one entry. Raises UserError when its cache folder cannot be made."""
+    folder = index_folder(entry, context.options.caches.cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fix = "put the caches elsewhere with cache_dir or cache_dir_vae"
-        problem = Problem(
-            f'dataset "{dataset}"', f"its cache cannot be made: {error.strerror}", "cache_dir_vae", str(folder), fix
-        )
+        message = f"its cache cannot be made: {error.strerror}"
+        problem = Problem(f'dataset "{entry.id}"', message, "cache_dir_vae", str(folder), fix)
         raise UserError(problem) from None
+    backend = open_backend(entry, cache=folder, emit=context.emit)
+    return scan(
+        entry,
+        backend,
+        flavour=context.flavour,
+        index_folder=folder,
+        emit=context.emit,
+        check=context.check,
+        epoch=epoch,
+    )
 
 
-def gather(context: Context) -> Gathered:
-    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left."""
+def quarantine(context: Context, gathered: Gathered, failed: Mapping[str, str]) -> None:
+    """Remember that files failed while they were encoded (sample id -> reason), so that they are left alone."""
+    for dataset in {gathered.samples[name].dataset for name in failed}:
+        samples = {name: gathered.samples[name] for name in failed if gathered.samples[name].dataset == dataset}
+        folder = index_folder(gathered.entries[dataset], context.options.caches.cache_dir)
+        reasons = {sample.source.path: failed[name] for name, sample in samples.items()}
+        root = next(iter(samples.values())).source.backend.root
+        path = put_on_list(folder, dataset=dataset, root=root, reasons=reasons)
+        context.say(
+            f"{dataset}: {len(reasons)} files are left alone from now on; they are listed in {path}", warning=True
+        )
+
+
+def gather(context: Context, *, epoch: int = 0) -> Gathered:
+    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left.
+
+    `epoch` is the one that the run starts in, for crops that are drawn anew in each.
+    """
     context.emit(Stage("scan", "Looking at the data"))
-    cache_dir = context.options.caches.cache_dir
-    entries = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in MEDIA}
-    texts = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type == "text_embeds"}
+    entries = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in SCANNED}
+    caches = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type not in SCANNED}
     samples: dict[str, Sample] = {}
     dropped: list[Dropped] = []
     scans = []
-    for name, entry in entries.items():
-        folder = entry.cache_dir_vae or cache_dir / "vae" / name
-        require_folder(folder, dataset=name)
-        found = scan(entry, flavour=context.flavour, index_folder=folder, emit=context.emit, check=context.check)
+    for entry in entries.values():
+        found = scan_entry(context, entry, epoch=epoch)
         scans.append(found)
         for notice in found.notices:
             context.say(notice)
@@ -104,4 +108,4 @@ def gather(context: Context) -> Gathered:
     problem = datasets_problem(scans)
     if problem is not None:
         raise problem
-    return Gathered(samples=samples, entries=entries, text_entries=texts, dropped=dropped, cache_dir=cache_dir)
+    return Gathered(samples=samples, entries=entries, cache_entries=caches, dropped=dropped)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simplewan.app.caching import Caches, Fetch, fill_caches
+from simplewan.app.caching import Caches, fill_caches
 from simplewan.app.context import Context
+from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import gather
 from simplewan.app.rendering import render_settings
+from simplewan.app.renewing import Renewal
 from simplewan.app.roles import make_sampler
 from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
@@ -26,16 +28,38 @@ class Prepared:
     plan: RunPlan
 
 
-def prepare(context: Context) -> Prepared:
-    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
-    gathered = gather(context)
+def prepare(context: Context, *, epoch: int = 0) -> Prepared:
+    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show.
+
+    `epoch` (from 0) is the one that the run goes on in.
+    """
+    gathered = gather(context, epoch=epoch)
+    render = _render_settings(context)
+    caches = fill_caches(context, gathered, _texts(render))
+    renews = any(entry.renews_crops for entry in gathered.entries.values())
+    fetch = Fetch(
+        gathered,
+        caches,
+        context.flavour.text_tokens,
+        pin_memory=context.device.type == "cuda",
+        renewal=Renewal(context, gathered, epoch=epoch, first=caches.latents) if renews else None,
+    )
+    return Prepared(caches, fetch, render, make_plan(context, fetch, validates=render is not None))
+
+
+def rendered_texts(context: Context) -> list[str]:
+    """The prompts that the validation of a run renders, the negative one among them."""
+    return _texts(_render_settings(context))
+
+
+def _render_settings(context: Context) -> RenderSettings | None:
     prompts = collect(context)
     folder, experts = context.output / "validation", rendering_experts(context)
-    render = render_settings(context, prompts, folder=folder, experts=experts) if prompts else None
-    texts = [prompt.text for prompt in prompts] + ([render.negative_prompt] if render else [])
-    caches = fill_caches(context, gathered, texts)
-    fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
-    return Prepared(caches, fetch, render, make_plan(context, fetch, validates=render is not None))
+    return render_settings(context, prompts, folder=folder, experts=experts) if prompts else None
+
+
+def _texts(render: RenderSettings | None) -> list[str]:
+    return [*(prompt.text for prompt in render.prompts), render.negative_prompt] if render else []
 
 
 def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
@@ -75,6 +99,6 @@ def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
     """The fixed samples of the evaluation: the first few by name, each alone, with its first caption."""
     if not context.options.validation.eval_steps_interval:
         return []
-    usable = [sample for sample in fetch.gathered.samples.values() if sample.id not in fetch.caches.failed]
+    usable = [sample for sample in fetch.gathered.evaluation if sample.id not in fetch.caches.failed]
     chosen = usable[: context.options.validation.num_eval_images]
     return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simplewan.app.caching import TextEncoder
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
+from simplewan.app.encoders import TextEncoder
 from simplewan.app.roles import Expert, boundary
 from simplewan.batches.batch import Batch
 from simplewan.errors import TrainingFailure

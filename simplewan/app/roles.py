@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from simplewan.app.caching import Fetch
 from simplewan.app.context import Context
+from simplewan.app.fetching import Fetch
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.batches.sampler import Sampler

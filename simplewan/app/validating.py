@@ -111,5 +111,5 @@ def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Ga
 def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, int]:
     """How many samples are trained at each shift."""
     stride = context.flavour.vae.spatial_stride
-    clips = (sample.clip for sample in gathered.samples.values())
+    clips = (sample.clip for sample in gathered.training)
     return dict(Counter(objective.shift_for(clip.height // stride, clip.width // stride) for clip in clips))

@@ -17,7 +17,8 @@ from simplewan.options.catalogue import catalogue
 from simplewan.options.foreign import MUSUBI
 from simplewan.options.sources import COMMAND_LINE, Override, did_you_mean, plain_key
 
-BOOLEANS = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n")
+TRUE, FALSE = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", "f", "n")
+BOOLEANS = (*TRUE, *FALSE)
 # Arguments that pick the configuration instead of setting an option.
 PICKS = ("config", "env", "example")
 _PAIR = re.compile(r"^-{0,2}[A-Za-z_][\w.-]*=", re.DOTALL)
@@ -37,6 +38,14 @@ class Arguments:
     own: dict[str, list[str]] = field(default_factory=dict)
     overrides: list[Override] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def flag(self, key: str) -> bool:
+        """An own argument without a value; a problem when it has one that is neither true nor false."""
+        value = self.own.get(key, ["false"])[-1].lower()
+        if value not in BOOLEANS:
+            fix = f"write --{key} alone, or leave it out"
+            self.problems.append(Problem(COMMAND_LINE, "is neither true nor false", key, value, fix))
+        return value in TRUE
 
 
 def parse(

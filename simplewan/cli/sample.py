@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from simplewan.cli.arguments import BOOLEANS, Arguments, parse
+from simplewan.cli.arguments import Arguments, parse
 from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
 from simplewan.cli.listing import SAMPLE_KEYS, sample_help
 from simplewan.errors import EXIT_DONE, Problem, UserError
@@ -28,7 +28,6 @@ OWN = ("prompt", "prompts", "seed", *ADAPTERS, "adapter_scale", "output")
 FLAGS = ("json",)
 NONE = "none"
 PROMPTS_FIX = "name a text file with one prompt a line, or a JSON object of names and prompts"
-TRUE = ("true", "1", "yes", "on", "t", "y")
 
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
@@ -40,7 +39,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     prompts = _prompts(arguments, environ)
     seeds, scale = _seeds(arguments), _scale(arguments)
     adapters = _adapters(arguments)
-    as_json = _flag(arguments, "json")
+    as_json = arguments.flag("json")
     config: Path | None = None
     placeholders: dict[str, str] = {}
     if arguments.config != Path(NONE):
@@ -165,11 +164,3 @@ def _adapters(arguments: Arguments) -> dict[str, list[Path]] | None:
                 fix = "name a LoRA file, a folder with some, or none"
                 arguments.problems.append(Problem(COMMAND_LINE, "is not there", key, value, fix))
     return {key: [Path(value).expanduser() for value in values] for key, values in files.items()}
-
-
-def _flag(arguments: Arguments, key: str) -> bool:
-    value = arguments.own.get(key, ["false"])[-1].lower()
-    if value not in BOOLEANS:
-        fix = f"write --{key} alone, or leave it out"
-        arguments.problems.append(Problem(COMMAND_LINE, "is neither true nor false", key, value, fix))
-    return value in TRUE

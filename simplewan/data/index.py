@@ -129,6 +129,10 @@ class Index:
         else:
             self._put(path, "info", _pack(found))
 
+    def broken(self) -> dict[str, str]:
+        """The files that cannot be used, and why."""
+        return {path: str(reason) for path in sorted(self._rows) if (reason := self._get(path, "error")) is not None}
+
     def digest(self, path: str) -> str | None:
         """The digest of the file's bytes, if it was computed."""
         found: str | None = self._get(path, "digest")

@@ -115,7 +115,7 @@ def make_rules(dataset: DatasetOptions, flavour: Flavour, *, epoch: int = 0) -> 
         finds_cuts=video.scene_cuts and video.extraction not in WITHOUT_CUTS,
         crop_style=dataset.crop_style,
         seed=dataset.random_seed,
-        epoch=epoch if dataset.vae_cache_clear_each_epoch else 0,
+        epoch=epoch if dataset.renews_crops else 0,
     )
 
 

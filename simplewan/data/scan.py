@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simplewan.data.backends import Backend, Entry, LocalBackend, Source
+from simplewan.data.atomic import atomic_path
+from simplewan.data.backends import Backend, Entry, Source
 from simplewan.data.caption_edits import Edits
 from simplewan.data.captions import CaptionError, Captions, always, caption_files, from_names, stem, text_files
 from simplewan.data.index import Index
@@ -27,9 +28,12 @@ from simplewan.flavours import Flavour
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
 
+PROBLEMATIC = "problematic_files.txt"
+
 
 def scan(
     dataset: DatasetOptions,
+    backend: Backend,
     *,
     flavour: Flavour,
     index_folder: Path,
@@ -37,12 +41,11 @@ def scan(
     check: Callable[[], None],
     epoch: int = 0,
 ) -> Scan:
-    """The samples of a dataset. Files that did not change since the last scan are not opened.
+    """The samples of a dataset, whose files are in `backend`. Files that did not change since the last scan are not opened.
 
-    Raises UserError when the files are not there or the index cannot be used. Whatever `check` raises passes through;
+    Raises UserError when the files cannot be listed or the index cannot be used. Whatever `check` raises passes through;
     what was found until then is kept in the index.
     """
-    backend = LocalBackend(_folder(dataset))
     rules = make_rules(dataset, flavour, epoch=epoch)
     try:
         with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
@@ -58,15 +61,16 @@ def scan(
         ) from None
 
 
-def _folder(dataset: DatasetOptions) -> Path:
-    where = f'dataset "{dataset.id}"'
-    if dataset.instance_data_dir is None:
-        raise UserError(Problem(where, "is missing", "instance_data_dir", fix="name the folder of the files"))
-    folder = Path(dataset.instance_data_dir).expanduser().absolute()
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "is a folder that does not exist"
-        raise UserError(Problem(where, what, "instance_data_dir", str(dataset.instance_data_dir)))
-    return folder
+def put_on_list(index_folder: Path, *, dataset: str, root: str, reasons: Mapping[str, str]) -> Path:
+    """Leave files (path -> reason) out of every scan until they change, and list all such files in a text file."""
+    with Index(index_folder, dataset=dataset, root=root) as index:
+        for path, reason in reasons.items():
+            index.put_media(path, reason)
+        listed = index.broken()
+    target = index_folder / PROBLEMATIC
+    with atomic_path(target) as temporary:
+        temporary.write_text("".join(f"{path}: {reason}\n" for path, reason in listed.items()), encoding="utf-8")
+    return target
 
 
 @dataclass(frozen=True)

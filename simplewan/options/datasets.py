@@ -321,6 +321,11 @@ class DatasetOptions(Group):
         return self
 
     @property
+    def renews_crops(self) -> bool:
+        """Whether random crops are drawn anew in each epoch."""
+        return self.vae_cache_clear_each_epoch and self.crop_style == "random"
+
+    @property
     def is_training(self) -> bool:
         """Whether this entry holds samples to train on."""
         return self.dataset_type in TRAINING_TYPES

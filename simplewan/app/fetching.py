@@ -1,0 +1,43 @@
+"""From a draw of the sampler to its batch: latents and text embeddings out of the caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simplewan.app.caching import Caches
+from simplewan.app.gathering import Gathered
+from simplewan.app.renewing import Renewal
+from simplewan.app.wanted import NO_CAPTION
+from simplewan.batches.batch import Batch, collate
+from simplewan.batches.sampler import DROPPED, BatchSpec
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Makes the batch of a draw from the caches; `renewal` is None where nothing is encoded anew."""
+
+    gathered: Gathered
+    caches: Caches
+    text_tokens: int
+    pin_memory: bool
+    renewal: Renewal | None = None
+
+    def __call__(self, spec: BatchSpec) -> Batch:
+        latents, embeds = [], []
+        for name, caption in zip(spec.names, spec.captions, strict=True):
+            sample = self.gathered.samples[name]
+            text = NO_CAPTION if caption == DROPPED else sample.captions[caption]
+            renewed = self.renewal.place(name, spec.epoch) if self.renewal is not None else None
+            store, key = renewed or self.caches.latents[name]
+            latents.append(store.get(key))
+            embeds.append(self.caches.text(text))
+        datasets = {self.gathered.samples[name].dataset for name in spec.names}
+        return collate(
+            latents,
+            embeds,
+            names=spec.names,
+            text_tokens=self.text_tokens,
+            caption_dropped=[caption == DROPPED for caption in spec.captions],
+            is_regularisation=any(self.gathered.entries[dataset].is_regularisation_data for dataset in datasets),
+            pin_memory=self.pin_memory,
+        )

@@ -1,0 +1,118 @@
+"""What is to be in the caches of a run: for each store the items, and how they are encoded. Nothing is loaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from simplewan.app.context import DTYPES, Context
+from simplewan.app.gathering import Gathered
+from simplewan.app.stores import Stores
+from simplewan.caches.groups import encode_groups
+from simplewan.caches.keys import Item
+from simplewan.caches.store import Store
+from simplewan.data.samples import Sample
+from simplewan.models.wan.loading import text_encoder_fingerprint, vae_fingerprint
+from simplewan.models.wan.text import clean_prompt
+from simplewan.options import DatasetOptions
+from simplewan.plan import latents_bytes
+
+# Raise one when what is computed from the same components changes.
+TEXT_FORMAT, LATENT_FORMAT = 2, 3
+NO_CAPTION = ""
+TEXT, LATENTS = "text", "latents"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Items that belong into one store. `label` and `key` name the work in progress events; `texts` are those that the
+    items of texts stand for, by the item's name."""
+
+    kind: str
+    store: Store
+    items: Sequence[Item]
+    batch_size: int
+    flush_records: int
+    label: str
+    key: str
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def wanted_texts(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str]) -> list[Wanted]:
+    """Every caption, no caption, and the validation prompts, by store."""
+    model, flavour, caches = context.options.model, context.flavour, context.options.caches
+    settings = {
+        "kind": TEXT,
+        "format": TEXT_FORMAT,
+        "encoder": text_encoder_fingerprint(model, flavour),
+        "dtype": str(context.weight_dtype),
+        "max_tokens": flavour.text_tokens,
+    }
+    texts: dict[Store, dict[str, str]] = {}  # store -> name -> text
+    for dataset in gathered.entries:
+        names = texts.setdefault(stores.texts(dataset), {"(no caption)": NO_CAPTION})
+        for sample in gathered.of(dataset):
+            file = f"{dataset}/{sample.source.path}"  # the clips of one file share its captions
+            names.update({f"{file}, caption {n}": caption for n, caption in enumerate(sample.captions, start=1)})
+    names = texts.setdefault(stores.texts(None), {"(no caption)": NO_CAPTION})
+    names.update({f"validation prompt {n}": prompt for n, prompt in enumerate(dict.fromkeys(prompts), start=1)})
+    return [
+        Wanted(
+            kind=TEXT,
+            store=store,
+            items=[Item(name, {**settings, "prompt": clean_prompt(text)}) for name, text in names.items()],
+            batch_size=caches.text_encoder_batch_size,
+            flush_records=stores.flush_records(store),
+            label="Caching text",
+            key="text_cache",
+            texts=names,
+        )
+        for store, names in texts.items()
+    ]
+
+
+def wanted_latents(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
+    """The latents of every sample, by dataset."""
+    return {
+        dataset: wanted_latents_of(context, entry, stores.latents(dataset), gathered.of(dataset))
+        for dataset, entry in gathered.entries.items()
+    }
+
+
+def wanted_latents_of(context: Context, entry: DatasetOptions, store: Store, samples: Iterable[Sample]) -> Wanted:
+    """The latents of samples of one dataset; those of one shape may be encoded together."""
+    settings = {
+        "kind": LATENTS,
+        "format": LATENT_FORMAT,
+        "vae": vae_fingerprint(context.options.model, context.flavour),
+        "dtype": context.options.caches.vae_dtype,
+    }
+    return Wanted(
+        kind=LATENTS,
+        store=store,
+        items=[
+            Item(sample.id, {**settings, "content": sample.content, **asdict(sample.clip)}, group=sample.clip.bucket)
+            for sample in samples
+        ],
+        batch_size=context.options.caches.vae_batch_size,
+        flush_records=entry.write_batch_size or context.options.caches.write_batch_size,
+        label=f"Caching latents of {entry.id}",
+        key="vae_cache",
+    )
+
+
+def bytes_missing(context: Context, wanted: Wanted, gathered: Gathered) -> int:
+    """Bytes of the latents that their store lacks, were they not packed."""
+    return sum(
+        latents_bytes(
+            width=clip.width,
+            height=clip.height,
+            num_frames=clip.num_frames,
+            vae=context.flavour.vae,
+            bytes_per_value=DTYPES[context.options.caches.vae_dtype].itemsize,
+        )
+        for group in encode_groups(wanted.items, batch_size=wanted.batch_size)
+        for item, key in zip(group.items, group.keys, strict=True)
+        if key not in wanted.store
+        for clip in [gathered.samples[item.name].clip]
+    )
