@@ -58,6 +58,7 @@ class Store:
         self._shards: dict[str, Shard] = {}
         self._records: dict[str, Record] = {}
         self._newest: dict[str, Record] = {}
+        self._lost: dict[str, Record] = {}
         self._open: OrderedDict[str, _Mapped] = OrderedDict()
         self._lock = threading.RLock()
         self.refresh()
@@ -86,7 +87,9 @@ class Store:
                 del self._shards[name]
                 self._close(name)
             if lost:
+                known = self._records
                 self._index_anew()
+                self._lost.update((key, known[key]) for key in known.keys() - self._records)
             known_damage, self.damaged = self.damaged, {}
             for entry, header in self.shelf.headers(_by_age(found[name] for name in found.keys() - self._shards)):
                 if isinstance(header, ShardError):
@@ -208,12 +211,12 @@ class Store:
         """The record and what its file holds of it, after looking again where somebody moved or removed it."""
         for _look in range(LOOKS):
             with self._lock:
+                if key not in self._records and key in self._lost:
+                    break
                 record = self._records[key]
                 shard = self._shards[record.shard]
                 path = self.shelf.local(shard.entry)
-                if (
-                    path is None and record.shard in self._open
-                ):  # the copy is gone from the mirror; what is mapped stays
+                if path is None and record.shard in self._open:  # the mirror let it go; what is mapped stays
                     path = self._open[record.shard].path
             try:
                 path = path or self.shelf.fetch(shard.entry)
@@ -223,9 +226,8 @@ class Store:
                 self.refresh()
             except SafetensorError as error:
                 raise ShardError(f"{record.shard} in {self.place}: {error}") from error
-            if key not in self._records:
-                break
-        message = f"the record of {', '.join(record.names)} was removed while it was in use"
+        names = ", ".join(self._lost[key].names if key in self._lost else record.names)
+        message = f"the record of {names} was removed while it was in use"
         raise UserError(Problem(f"cache {self.place}", message, fix="start again: what is missing is encoded anew"))
 
     def _add(self, shard: Shard) -> None:
