@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
-from simplewan.caches import shards as shards_module
+from simplewan.caches import owners
 from simplewan.caches.fill import fill
+from simplewan.caches.house import verify
 from simplewan.caches.keys import Item
-from simplewan.caches.shards import write_shard
 from simplewan.caches.store import Store
 from simplewan.events import Notice, silent
 
@@ -38,17 +39,32 @@ def test_what_is_put_is_read_back_also_by_safetensors(tmp_path):
         assert reader.get("t").dtype == torch.bfloat16 and torch.equal(reader.get("t"), embeds)
         assert [x.shape for x in reader.get_many(["t", "key-a"])] == [(7, 4), (3, 5)]
         assert reader.newest("t").components == {"content": "t"}
-        assert reader.verify() == {}
+        assert verify(reader) == {}
     (path,) = (tmp_path / "new" / "folder").iterdir()
     assert torch.equal(load_file(path)["t"], embeds)
     with pytest.raises(KeyError):
         store.get("absent")
 
 
-def test_the_same_records_make_the_same_file(tmp_path):
-    one = write_shard(tmp_path / ".", {"k": torch.ones(2)}, {"k": origin("k")}).read_bytes()
-    (tmp_path / "x").mkdir()
-    assert write_shard(tmp_path / "x", {"k": torch.ones(2)}, {"k": origin("k")}).read_bytes() == one
+def test_the_same_records_make_the_same_file_and_it_is_what_safetensors_writes(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "k": (torch.randn(2, 3, generator=generator).to(torch.bfloat16), origin("k")),
+        "ä": (torch.arange(5), origin("ü")),
+        "c": (torch.ones(3, dtype=torch.uint8), origin("c")),
+        "b": (torch.ones(3, 0, dtype=torch.float32), origin("b")),
+        "a": (torch.tensor(2.5), origin("a")),
+        "h": (torch.ones(1, 1, dtype=torch.float16), origin("h")),
+        "x": (torch.tensor([True, False]), origin("x")),
+    }
+    for folder, order in (("one", given), ("two", dict(reversed(given.items())))):
+        Store(tmp_path / folder).put(order)
+    (one,), (two,) = ((tmp_path / folder).iterdir() for folder in ("one", "two"))
+    with safe_open(one, framework="pt") as file:
+        metadata = file.metadata()
+    assert one.name == two.name
+    tensors = {key: tensor for key, (tensor, _origin) in given.items()}
+    assert one.read_bytes() == two.read_bytes() == save(tensors, metadata=metadata)
 
 
 def test_reading_maps_the_file_and_copies_nothing(tmp_path):
@@ -111,26 +127,14 @@ def test_verify_finds_a_flipped_bit(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 4
     path.write_bytes(bytes(data))
-    assert len(Store(tmp_path).verify()) == 1
-
-
-def test_nothing_half_written_stays(tmp_path, monkeypatch):
-    def full(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shards_module, "save_file", full)
-    store = Store(tmp_path)
-    with pytest.raises(OSError, match="space"):
-        store.put(records("a"))
-    assert list(tmp_path.iterdir()) == [] and store.keys() == set()
+    assert len(verify(Store(tmp_path))) == 1
 
 
 def test_only_ownerless_leftovers_are_removed(tmp_path):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         started = round(psutil.Process(sleeper.pid).create_time())
-        host = shards_module._host()
+        host = owners._host()
         alive = tmp_path / f".shard-1.tmp-{host}@{sleeper.pid}@{started}@00"
         reused_pid = tmp_path / f".shard-2.tmp-{host}@{sleeper.pid}@{started - 5000}@00"
         dead = tmp_path / f".shard-3.tmp-{host}@999999999@{started}@00"
@@ -169,7 +173,7 @@ def writer(folder: Path, count: int, seconds: float) -> subprocess.Popen:
 
 def contents(folder: Path) -> dict[str, bytes]:
     store = Store(folder)
-    assert store.damaged == {} and store.verify() == {}
+    assert store.damaged == {} and verify(store) == {}
     return {key: store.get(key).numpy().tobytes() for key in sorted(store.keys())}
 
 

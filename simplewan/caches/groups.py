@@ -15,6 +15,7 @@ from functools import cached_property
 from simplewan.caches.keys import Item, group_key
 
 KEY_BITS = 256
+OTHER_MEMBERS = "encode group"  # what has changed for an item whose components are the same
 
 
 @dataclass(frozen=True)
