@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from simplewan.app import caching
+from simplewan.app import encoders
 from simplewan.app.examples import prepare
 from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
@@ -28,7 +28,7 @@ from simplewan.data.backends import LocalBackend
 # All of one shape class, so that they may be encoded together; one more is kept for later.
 CLIPS = {"wide": ("clip-001", "clip-004", "clip-007", "clip-010", "clip-013"), "other": ("clip-016", "clip-019")}
 SPARE = "clip-022"
-EXAMPLE = Path(caching.__file__).resolve().parents[1] / "examples" / "mini"
+EXAMPLE = Path(encoders.__file__).resolve().parents[1] / "examples" / "mini"
 SETTINGS = {
     "train_batch_size": 1,
     "vae_batch_size": 1,

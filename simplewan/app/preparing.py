@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from simplewan.app.caching import Caches, fill_caches
 from simplewan.app.context import Context
+from simplewan.app.drawing import make_sampler
 from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import gather
 from simplewan.app.rendering import render_settings
 from simplewan.app.renewing import Renewal
-from simplewan.app.roles import make_sampler
 from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec

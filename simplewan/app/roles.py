@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from simplewan.app.context import Context
+from simplewan.app.drawing import make_sampler
 from simplewan.app.fetching import Fetch
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
-from simplewan.batches.sampler import Sampler
 from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
@@ -158,21 +158,6 @@ def start_from_lora(transformer: nn.Module, path: Path) -> None:
     except ValueError as error:
         fix = "use the lora_rank and lora_targets that it was trained with"
         raise UserError(Problem("config", f"does not fit: {error}", "init_lora", str(path), fix)) from error
-
-
-def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
-    """The sampler of a role. Raises UserError when too little is left."""
-    options = context.options
-    return Sampler(
-        fetch.gathered.refs(failed=fetch.caches.failed),
-        options.data.train_batch_size,
-        options.run.seed,
-        role,
-        gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps,
-        caption_dropout_probability=options.data.caption_dropout_probability,
-        keep_small_buckets=options.data.disable_bucket_pruning,
-        where=str(options.data.data_backend_config),
-    )
 
 
 def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:

@@ -41,10 +41,11 @@ def scan(
     check: Callable[[], None],
     epoch: int = 0,
 ) -> Scan:
-    """The samples of a dataset, whose files are in `backend`. Files that did not change since the last scan are not opened.
+    """The samples of a dataset, whose files are in `backend`; those that did not change since the last scan are not
+    opened.
 
-    Raises UserError when the files cannot be listed or the index cannot be used. Whatever `check` raises passes through;
-    what was found until then is kept in the index.
+    Raises UserError when the files cannot be listed or the index cannot be used. Whatever `check` raises passes
+    through; what was found until then is kept in the index.
     """
     rules = make_rules(dataset, flavour, epoch=epoch)
     try:

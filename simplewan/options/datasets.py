@@ -271,7 +271,7 @@ class DatasetOptions(Group):
     )
     conditioning_data: Words = option(
         (),
-        help="Id of the conditioning entry whose pictures are the first frames of this one's clips, for image-to-video: "
+        help="Id of the conditioning entry whose pictures are the first frames of this one's clips, for I2V training; "
         "a picture belongs to the clip of the same name (a.png to a.mp4).",
     )
     conditioning_type: str | None = option(
