@@ -165,6 +165,23 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
         _check_entry(entry, kinds=kinds, paths=paths, findings=findings)
 
 
+def check_datasets(options: Options, entries: Sequence[Entry], *, findings: Findings) -> None:
+    """The checks of enabled entries against the options of the run."""
+    training = [entry for entry in entries if entry.options.is_training and not entry.options.disabled]
+    if training and not any(entry.options.probability for entry in training):
+        findings.problem(training[0].where, "and that of every other dataset is 0", key="probability", value=0)
+    for entry in training:
+        if entry.options.is_regularisation_data and options.model.model_type == "full":
+            findings.problem(
+                entry.where,
+                "needs model_type lora: in a full fine-tune there is no base model beside what is trained",
+                key="is_regularisation_data",
+                value=True,
+            )
+        if entry.options.vae_cache_clear_each_epoch and not entry.options.renews_crops:
+            findings.warn(f"{entry.where}: vae_cache_clear_each_epoch has no effect: crop_style is not random")
+
+
 def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findings: Findings) -> None:
     options = entry.options
     for key, wanted in LINKS.items():

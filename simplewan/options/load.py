@@ -18,7 +18,7 @@ from simplewan.events import Notice
 from simplewan.flavours import Flavour
 from simplewan.options.catalogue import Options, catalogue, group_models
 from simplewan.options.checks import check_options, choose_flavour
-from simplewan.options.dataset_file import Entry, check_entries, complete, read_entries
+from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
 from simplewan.options.datasets import INHERITED, DatasetOptions
 from simplewan.options.declare import Group
 from simplewan.options.later import settle
@@ -77,6 +77,7 @@ def load(
         entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
+    check_datasets(options, entries, findings=findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from pydantic import field_validator
 
 from simplewan.options.declare import Group, option
 from simplewan.options.values import Resolution
 
 _DEFAULT = "Default for every dataset"
+
+
+# "832x480@81", "832x480" or "@81".
+_BUCKET = re.compile(r"^(?=.)(\d+x\d+)?(@\d+)?$")
 
 
 class DataOptions(Group):
@@ -42,6 +49,17 @@ class DataOptions(Group):
         help='Another train_batch_size for some buckets: {"832x480@81": 1, "@1": 8, "480x480": 4}. A whole name goes '
         "before a size, a size before a number of frames.",
     )
+
+    @field_validator("bucket_batch_sizes", mode="after")
+    @classmethod
+    def _buckets(cls, value: dict[str, int] | None) -> dict[str, int] | None:
+        for bucket, size in (value or {}).items():
+            if not _BUCKET.match(bucket):
+                raise ValueError(f'has "{bucket}", which is no bucket: write "832x480@81", "832x480" or "@81"')
+            if size < 1:
+                raise ValueError(f'has {size} for "{bucket}"; a batch has at least 1 sample')
+        return value
+
     caption_dropout_probability: float = option(
         0.0, minimum=0, maximum=1, help="Share of samples trained with an empty caption; keeps guidance working."
     )
