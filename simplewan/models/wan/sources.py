@@ -287,8 +287,8 @@ def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[P
         differences.append(("has other inputs: in_channels", config["in_channels"], flavour.in_channels))
     clip = config.get("image_dim")
     if place.part.startswith("transformer") and "image_dim" in config and bool(clip) != needs_image_embeds(flavour):
-        expected = "1280" if needs_image_embeds(flavour) else "none"
-        differences.append(("has other inputs: image_dim", clip or "none", expected))
+        wanted = "1280" if needs_image_embeds(flavour) else "none"
+        differences.append(("has other inputs: image_dim", clip or "none", wanted))
     size = _size(config)
     expected = expected_transformer_size(flavour)
     names = {size: f"{name.upper()} ({size[0]} wide, {size[1]} blocks)" for name, size in KNOWN_SIZES.items()}
