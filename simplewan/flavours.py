@@ -31,7 +31,8 @@ class Flavour:
     """One row. `stage` is the trained expert ("high", "low") or None where the model has one transformer.
 
     `boundary` is a sigma (0..1): at and above it the high-noise expert acts. `training_shift` None means that the
-    timesteps are not shifted unless the user asks. `guidance` holds (low, high) for two experts.
+    timesteps are not shifted unless the user asks. `guidance` holds (low, high) for two experts. With
+    `clip_conditioning` the model takes CLIP's embeddings of the first frame.
     """
 
     name: str
@@ -55,6 +56,11 @@ class Flavour:
     def pixel_multiple(self) -> int:
         """Width and height must be multiples of this many pixels."""
         return self.vae.spatial_stride * self.patch
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels that I2V takes behind the noisy latents (mask and condition); 0 where there are none."""
+        return self.in_channels - self.vae.latent_channels
 
     @property
     def trained_experts(self) -> tuple[str, ...]:

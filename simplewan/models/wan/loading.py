@@ -22,6 +22,7 @@ from simplewan.models.wan.sources import (
     check_files,
     check_part,
     fingerprint,
+    needs_image_embeds,
     part_folder,
     resolve_folder,
     size_remark,
@@ -31,10 +32,13 @@ from simplewan.models.wan.sources import (
 __all__ = [
     "check_files",
     "fingerprint",
+    "image_encoder_fingerprint",
+    "load_image_encoder",
     "load_text_encoder",
     "load_transformer",
     "load_vae",
     "locate_transformer",
+    "needs_image_embeds",
     "resolve_folder",
     "size_remark",
     "text_encoder_fingerprint",
@@ -78,13 +82,32 @@ def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) 
 
     place, tokenizer_place = source(model, flavour, "text_encoder"), source(model, flavour, "tokenizer")
     path, tokenizer_path = _checked(place, flavour), _checked(tokenizer_place, flavour)
-    if path.is_file():
-        fix = "give a folder with text_encoder/ and tokenizer/ in diffusers' layout"
-        raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
+    _refuse_file(path, place, "text_encoder/ and tokenizer/")
     with _reading(place):
         encoder = _frozen(UMT5EncoderModel.from_pretrained(path, dtype=dtype))
     with _reading(tokenizer_place):
         return AutoTokenizer.from_pretrained(tokenizer_path), encoder
+
+
+def load_image_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(CLIPImageProcessor, CLIPVisionModel) of Wan 2.1 I2V. Raises UserError; a single file is refused."""
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    assert needs_image_embeds(flavour), f"{flavour.name} has no image encoder"
+    place, processor_place = source(model, flavour, "image_encoder"), source(model, flavour, "image_processor")
+    path, processor_path = _checked(place, flavour), _checked(processor_place, flavour)
+    _refuse_file(path, place, "image_encoder/ and image_processor/")
+    with _reading(place):
+        encoder, found = CLIPVisionModel.from_pretrained(
+            path,
+            dtype=dtype,
+            variant=_variant(path, place),
+            ignore_mismatched_sizes=True,  # told below, with what is missing
+            output_loading_info=True,
+        )
+    _refuse_incomplete(found, place)
+    with _reading(processor_place):
+        return CLIPImageProcessor.from_pretrained(processor_path), _frozen(encoder)
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
@@ -95,6 +118,12 @@ def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
 def text_encoder_fingerprint(model: ModelSource, flavour: Flavour) -> str:
     """`fingerprint` of text encoder and tokenizer, downloaded if need be."""
     return _fingerprints(model, flavour, "text_encoder", "tokenizer")
+
+
+def image_encoder_fingerprint(model: ModelSource, flavour: Flavour) -> str:
+    """`fingerprint` of the CLIP encoder and its image processor, downloaded if need be."""
+    assert needs_image_embeds(flavour), f"{flavour.name} has no image encoder"
+    return _fingerprints(model, flavour, "image_encoder", "image_processor")
 
 
 def _fingerprints(model: ModelSource, flavour: Flavour, *parts: str) -> str:
@@ -120,6 +149,22 @@ def _checked(place: Source, flavour: Flavour) -> Path:
     if problems:
         raise UserError(*problems)
     return path
+
+
+def _refuse_file(path: Path, place: Source, parts: str) -> None:
+    """Parts of transformers have their configuration in the folder: one file does not do. Raises UserError."""
+    if path.is_file():
+        fix = f"give a folder with {parts} in diffusers' layout"
+        raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
+
+
+def _refuse_incomplete(found: dict[str, Any], place: Source) -> None:
+    """transformers fills what a file lacks with random numbers, and nothing would show it later. Raises UserError."""
+    absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if absent:
+        message = f"has a {place.part} that lacks {len(absent)} of its weights, {absent[0]} among them"
+        fix = "its config.json or its weights are another model's: copy or download it again"
+        raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix))
 
 
 def _variant(folder: Path, place: Source) -> str | None:

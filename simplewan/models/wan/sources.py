@@ -1,6 +1,7 @@
 """Where the parts of a model lie: options to a folder on this machine, checked without torch. Imports flavours, errors.
 
-A part (transformer, transformer_2, vae, text_encoder, tokenizer) comes from the base model or from a place of its own.
+A part (transformer, transformer_2, vae, text_encoder, tokenizer) comes from the base model or from a place of its own;
+image_encoder and image_processor, which only Wan 2.1 I2V has, come from the base model.
 A name is a local folder (or, for the transformers and the VAE, a single file) or a hub repository, of which only the
 part's files are downloaded. huggingface_hub is imported only when a repository is really asked for.
 """
@@ -20,8 +21,10 @@ from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, experts_of, other_stag
 
 WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
-_CONFIG_NAMES = {"tokenizer": "tokenizer_config.json"}
+_CONFIG_NAMES = {"tokenizer": "tokenizer_config.json", "image_processor": "preprocessor_config.json"}
 _WEIGHT_ENDINGS = (".safetensors", ".bin")
+# The norm over CLIP's embeddings, as wide as they are, in Wan's own names and in diffusers'.
+_IMAGE_NORMS = ("img_emb.proj.0.weight", "image_embedder.norm1.weight")
 # Width and blocks of the published transformers, by the word in the flavour's name. Other sizes are the user's own.
 KNOWN_SIZES = {"1.3b": (1536, 30), "5b": (3072, 30), "14b": (5120, 40)}
 
@@ -59,6 +62,11 @@ class Source:
         return looks_like_path or Path(self.name).expanduser().exists()
 
 
+def needs_image_embeds(flavour: Flavour) -> bool:
+    """Whether the model takes CLIP's embeddings of the first frame: I2V of Wan 2.1 does; I2V of 2.2, TI2V do not."""
+    return flavour.clip_conditioning
+
+
 def source(model: ModelSource, flavour: Flavour, part: str) -> Source:
     """Where `part` is to be taken from. Raises UserError when neither the options nor the flavour name a place."""
     own = {
@@ -73,6 +81,8 @@ def source(model: ModelSource, flavour: Flavour, part: str) -> Source:
             "pretrained_tokenizer_model_name_or_path",
             model.pretrained_tokenizer_model_name_or_path or model.pretrained_t5_model_name_or_path,
         ),
+        "image_encoder": ("pretrained_model_name_or_path", None),  # of the base model alone
+        "image_processor": ("pretrained_model_name_or_path", None),
     }
     subfolders = {
         "transformer": model.pretrained_transformer_subfolder,
@@ -157,15 +167,19 @@ def check_files(
 ) -> None:
     """Look at every part that is needed, as far as it is local, and whether the others can be had.
 
-    Needed are the transformers of `experts`, by default those that `flavour` trains, the VAE and the text encoder; and
-    the other stage's transformer when validation renders with it. Raises UserError with all problems.
+    Needed are the transformers of `experts`, by default those that `flavour` trains, the VAE and the text encoder, for
+    Wan 2.1 I2V the image encoder; and the other stage's transformer when validation renders with it. Raises UserError
+    with all problems.
     """
-    wanted = flavour.trained_experts if experts is None else experts
+    wanted = [EXPERT_SUBFOLDER[expert] for expert in (flavour.trained_experts if experts is None else experts)]
+    clip = ("image_encoder", "image_processor") if needs_image_embeds(flavour) else ()
     problems = [
         problem
-        for part in (*(EXPERT_SUBFOLDER[expert] for expert in wanted), "vae", "text_encoder", "tokenizer")
+        for part in (*wanted, "vae", "text_encoder", "tokenizer", *clip)
         for problem in _problems_of(model, flavour, part)
     ]
+    if clip and not problems:
+        problems = [problem for part in wanted for problem in _other_clip(model, flavour, part)]
     other = other_stage(flavour)
     if with_other_stage and other is not None:
         for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
@@ -187,6 +201,18 @@ def _problems_of(model: ModelSource, flavour: Flavour, part: str) -> Sequence[Pr
     except UserError as error:
         return error.problems
     return []
+
+
+def _other_clip(model: ModelSource, flavour: Flavour, transformer: str) -> list[Problem]:
+    """That the image encoder's embeddings do not fit into the transformer, as far as both are local."""
+    place, encoder = source(model, flavour, transformer), source(model, flavour, "image_encoder")
+    if not (place.is_local and encoder.is_local):
+        return []
+    width, wanted = _config_of(part_folder(encoder)).get("hidden_size"), _config_of(part_folder(place)).get("image_dim")
+    if None in (width, wanted) or width == wanted:
+        return []
+    message = f"has an image_encoder {width} wide, and a {transformer} that takes {wanted}"
+    return [Problem("model", message, key=encoder.key, value=encoder.name, fix="take both from one model")]
 
 
 def present_experts(model: ModelSource, flavour: Flavour) -> tuple[str, ...]:
@@ -226,7 +252,7 @@ def check_part(folder: Path, place: Source, flavour: Flavour) -> list[Problem]:
         config = json.loads((folder / config_name).read_text(encoding="utf-8"))
     except ValueError as error:
         return problem(f"has a {config_name} that is no JSON ({error})", "copy the model again")
-    if place.part == "tokenizer":
+    if place.part in ("tokenizer", "image_processor"):
         return []
     missing = missing_weights(folder)
     if missing:
@@ -240,9 +266,7 @@ def size_remark(model: ModelSource, flavour: Flavour) -> str | None:
     expected = expected_transformer_size(flavour)
     if expected is None or not place.is_local:
         return None
-    path = part_folder(place)
-    config = _header_config(path) if path.is_file() else json.loads((path / "config.json").read_text(encoding="utf-8"))
-    size = _size(config)
+    size = _size(_config_of(part_folder(place)))
     if size == expected or 0 in size:
         return None
     found, wanted = (f"{width} wide, {blocks} blocks" for width, blocks in (size, expected))
@@ -261,6 +285,10 @@ def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[P
         differences.append(("has another VAE: z_dim", config["z_dim"], flavour.vae.latent_channels))
     if place.part.startswith("transformer") and config.get("in_channels", flavour.in_channels) != flavour.in_channels:
         differences.append(("has other inputs: in_channels", config["in_channels"], flavour.in_channels))
+    clip = config.get("image_dim")
+    if place.part.startswith("transformer") and "image_dim" in config and bool(clip) != needs_image_embeds(flavour):
+        wanted = "1280" if needs_image_embeds(flavour) else "none"
+        differences.append(("has other inputs: image_dim", clip or "none", wanted))
     size = _size(config)
     expected = expected_transformer_size(flavour)
     names = {size: f"{name.upper()} ({size[0]} wide, {size[1]} blocks)" for name, size in KNOWN_SIZES.items()}
@@ -271,6 +299,11 @@ def _mismatch(config: dict[str, Any], place: Source, flavour: Flavour) -> list[P
         Problem("model", f"{message} {found}, expected {wanted}", place.key, place.name, fix)
         for message, found, wanted in differences
     ]
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """The configuration of a part in a folder, or what the header of a single file tells of it."""
+    return _header_config(path) if path.is_file() else json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def _header_config(file: Path) -> dict[str, Any]:
@@ -286,8 +319,10 @@ def _header_config(file: Path) -> dict[str, Any]:
     patch = next((value["shape"] for key, value in header.items() if key.endswith("patch_embedding.weight")), None)
     if patch is None:
         return {}
+    clip = [value["shape"][0] for key, value in header.items() if key.endswith(_IMAGE_NORMS)]
     return {
         "in_channels": patch[1],
+        "image_dim": clip[0] if clip else None,
         "num_attention_heads": 1,
         "attention_head_dim": patch[0],
         "num_layers": len(blocks),
