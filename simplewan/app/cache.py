@@ -15,7 +15,7 @@ from simplewan.app.device import make_accelerator
 from simplewan.app.gathering import Gathered, gather
 from simplewan.app.preparing import rendered_texts
 from simplewan.app.stores import Stores
-from simplewan.app.wanted import Wanted, wanted_latents, wanted_texts
+from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
 from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
@@ -136,10 +136,7 @@ ACTIONS: dict[str, Callable[[Context, Gathered, CacheOutcome], None]] = {
 def _by_store(context: Context, gathered: Gathered) -> list[tuple[Store, list[Wanted]]]:
     """Each store of the run with all that is wanted of it."""
     stores = Stores(context, gathered)
-    parts = [
-        *wanted_texts(context, gathered, stores, rendered_texts(context)),
-        *wanted_latents(context, gathered, stores).values(),
-    ]
+    parts = everything_wanted(context, gathered, stores, rendered_texts(context))
     by_store: dict[Store, list[Wanted]] = {}
     for part in parts:
         by_store.setdefault(part.store, []).append(part)

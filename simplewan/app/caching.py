@@ -7,31 +7,35 @@ VAE is dropped. Nothing of either is in memory while training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from simplewan.app.budget import check_disk
 from simplewan.app.context import Context
 from simplewan.app.device import release_memory
-from simplewan.app.encoders import TextEncoder, VaeEncoder
+from simplewan.app.encoders import ConditionEncoder, ImageEncoder, TextEncoder, Vae, VaeEncoder
 from simplewan.app.gathering import Gathered, quarantine
 from simplewan.app.stores import Stores
-from simplewan.app.wanted import Wanted, bytes_missing, wanted_latents, wanted_texts
+from simplewan.app.wanted import FIRST_FRAME, Wanted, wanted_conditions, wanted_images, wanted_latents, wanted_texts
 from simplewan.caches.fill import Encode, Filled, fill
 from simplewan.caches.store import Store
 from simplewan.errors import Problem, UserError
+from simplewan.models.wan.loading import needs_image_embeds
 
 Place = tuple[Store, str]
 
 
 @dataclass(frozen=True)
 class Caches:
-    """Where each sample's latents and each text's embedding are, as (store, key); and what could not be encoded."""
+    """Where each sample's latents and each text's embedding are, as (store, key); what could not be encoded; and for
+    image-to-video the first frames as conditions, and as seen by CLIP."""
 
     latents: Mapping[str, Place]
     texts: Mapping[str, Place]
     failed: Mapping[str, str]
+    conditions: Mapping[str, Place] = field(default_factory=dict)
+    images: Mapping[str, Place] = field(default_factory=dict)
 
     def text(self, text: str) -> torch.Tensor:
         """The embedding (L, D) of a caption or prompt, not padded; a view of the cache where that holds it plain."""
@@ -45,24 +49,38 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
     stores = Stores(context, gathered)
+    conditioned = context.flavour.extra_channels > 0
     latents = wanted_latents(context, gathered, stores)
-    check_disk(
-        context,
-        {dataset: (wanted.store, bytes_missing(context, wanted, gathered)) for dataset, wanted in latents.items()},
-    )
+    conditions = wanted_conditions(context, gathered, stores) if conditioned else {}
+    check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()], gathered)
     texts = _fill_texts(context, wanted_texts(context, gathered, stores, prompts))
-    places: dict[str, Place] = {}
+    images: Mapping[str, Wanted] = {}
+    if needs_image_embeds(context.flavour):
+        images = wanted_images(context, gathered, stores)
     failed: dict[str, str] = {}
-    encoder = VaeEncoder(context, gathered.samples)
-    for dataset, wanted in latents.items():
-        filled = fill_wanted(context, wanted, encoder, what=f"latents of {dataset}")
-        failed.update(filled.failed)
-        places.update({name: (wanted.store, key) for name, key in filled.keys.items()})
-    del encoder
+    first_frames = {name + FIRST_FRAME: sample for name, sample in gathered.first_frames.items()}
+    seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
+    vae = Vae(context)
+    encoded = _fill_samples(context, latents, VaeEncoder(vae, gathered.samples), failed)
+    shown = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
+    del vae
     release_memory()
     if failed and context.options.data.delete_problematic_images:
         quarantine(context, gathered, failed)
-    return Caches(latents=places, texts=texts, failed=failed)
+    return Caches(latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
+
+
+def _fill_samples(
+    context: Context, by_dataset: Mapping[str, Wanted], encode: Encode, failed: dict[str, str]
+) -> dict[str, Place]:
+    """Fill, dataset by dataset; the samples that cannot be encoded are put into `failed`, with the reason."""
+    places: dict[str, Place] = {}
+    for wanted in by_dataset.values():
+        filled = fill_wanted(context, wanted, encode, what=wanted.label.removeprefix("Caching "))
+        failed.update({name.removesuffix(FIRST_FRAME): reason for name, reason in filled.failed.items()})
+        places.update({name.removesuffix(FIRST_FRAME): (wanted.store, key) for name, key in filled.keys.items()})
+    release_memory()
+    return places
 
 
 def _fill_texts(context: Context, texts: Sequence[Wanted]) -> dict[str, Place]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from simplewan.app.context import Context
+from simplewan.app.first_frames import linked_first_frames, missing_text, own_first_frame
 from simplewan.data.backends.opening import open_backend
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample, Scan
@@ -15,19 +16,21 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions
 
-TRAINING = ("video", "image")
-SCANNED = (*TRAINING, "eval")
+SCANNED = ("video", "image", "eval")
+CACHES = ("text_embeds", "image_embeds", "conditioning_image_embeds")
+_PICTURES = {"caption_strategy": "none", "minimum_image_size": None, "maximum_image_size": None}
 
 
 @dataclass(frozen=True)
 class Gathered:
     """All usable samples by id, in order; the datasets (by id) they come from, those for evaluation among them; the
-    entries that are caches; and what was dropped."""
+    entries that are caches; what was dropped; and, for image-to-video, the first frame of each sample."""
 
     samples: Mapping[str, Sample]
     entries: Mapping[str, DatasetOptions]
     cache_entries: Mapping[str, DatasetOptions]
     dropped: Sequence[Dropped]
+    first_frames: Mapping[str, Sample] = field(default_factory=dict)
 
     @property
     def training(self) -> list[Sample]:
@@ -92,7 +95,7 @@ def gather(context: Context, *, epoch: int = 0) -> Gathered:
     """
     context.emit(Stage("scan", "Looking at the data"))
     entries = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in SCANNED}
-    caches = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type not in SCANNED}
+    caches = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in CACHES}
     samples: dict[str, Sample] = {}
     dropped: list[Dropped] = []
     scans = []
@@ -108,4 +111,23 @@ def gather(context: Context, *, epoch: int = 0) -> Gathered:
     problem = datasets_problem(scans)
     if problem is not None:
         raise problem
-    return Gathered(samples=samples, entries=entries, cache_entries=caches, dropped=dropped)
+    first = _first_frames(context, entries, samples) if context.flavour.extra_channels else {}
+    return Gathered(samples, entries, caches, dropped, first)
+
+
+def _first_frames(
+    context: Context, entries: Mapping[str, DatasetOptions], samples: Mapping[str, Sample]
+) -> dict[str, Sample]:
+    """The first frame of each sample: its own, unless a linked dataset has a picture for it."""
+    found = {name: own_first_frame(sample) for name, sample in samples.items()}
+    by_id = {entry.id: entry for entry in context.loaded.datasets}
+    for entry in entries.values():
+        own = [sample for sample in samples.values() if sample.dataset == entry.id]
+        for name in entry.conditioning_data:
+            # Pictures need no caption, and their size does not matter: they are cut as the clips are.
+            pictures = scan_entry(context, by_id[name].model_copy(update=_PICTURES))
+            linked, without = linked_first_frames(own, pictures)
+            found.update(linked)
+            if without:
+                context.say(missing_text(entry.id, name, without), warning=True)
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from simplewan.app.caching import Place, fill_wanted
 from simplewan.app.context import Context
 from simplewan.app.device import release_memory
-from simplewan.app.encoders import VaeEncoder
+from simplewan.app.encoders import Vae, VaeEncoder
 from simplewan.app.gathering import Gathered, scan_entry
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import wanted_latents_of
@@ -56,7 +56,7 @@ class Renewal:
         for entry in self._entries:
             found = scan_entry(self._context, entry, epoch=epoch)
             wanted = wanted_latents_of(self._context, entry, stores.latents(entry.id), found.samples)
-            encoder = VaeEncoder(self._context, {sample.id: sample for sample in found.samples})
+            encoder = VaeEncoder(Vae(self._context), {sample.id: sample for sample in found.samples})
             filled = fill_wanted(self._context, wanted, encoder, what=f"latents of {entry.id} for epoch {epoch + 1}")
             places.update({name: (wanted.store, key) for name, key in filled.keys.items()})
             del encoder

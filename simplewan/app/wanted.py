@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from simplewan.app.context import DTYPES, Context
+from simplewan.app.encoders import FRAMES
 from simplewan.app.gathering import Gathered
 from simplewan.app.stores import Stores
 from simplewan.caches.groups import encode_groups
-from simplewan.caches.keys import Item
+from simplewan.caches.keys import Component, Item
 from simplewan.caches.store import Store
 from simplewan.data.samples import Sample
-from simplewan.models.wan.loading import text_encoder_fingerprint, vae_fingerprint
+from simplewan.models.wan.loading import (
+    image_encoder_fingerprint,
+    needs_image_embeds,
+    text_encoder_fingerprint,
+    vae_fingerprint,
+)
 from simplewan.models.wan.text import clean_prompt
 from simplewan.options import DatasetOptions
 from simplewan.plan import latents_bytes
 
 # Raise one when what is computed from the same components changes.
-TEXT_FORMAT, LATENT_FORMAT = 2, 3
+TEXT_FORMAT, LATENT_FORMAT, CONDITION_FORMAT, IMAGE_FORMAT = 2, 3, 1, 1
 NO_CAPTION = ""
-TEXT, LATENTS = "text", "latents"
+FIRST_FRAME = ", first frame"  # after a sample's name, in the names of what is made of its first frame
+TEXT, LATENTS, CONDITION, IMAGE = "text", "latents", "condition", "image"
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,16 @@ class Wanted:
     label: str
     key: str
     texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def everything_wanted(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str]) -> list[Wanted]:
+    """What is to be in all caches of the run."""
+    parts = [*wanted_texts(context, gathered, stores, prompts), *wanted_latents(context, gathered, stores).values()]
+    if context.flavour.extra_channels:
+        parts += wanted_conditions(context, gathered, stores).values()
+    if needs_image_embeds(context.flavour):
+        parts += wanted_images(context, gathered, stores).values()
+    return parts
 
 
 def wanted_texts(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str]) -> list[Wanted]:
@@ -90,10 +107,7 @@ def wanted_latents_of(context: Context, entry: DatasetOptions, store: Store, sam
     return Wanted(
         kind=LATENTS,
         store=store,
-        items=[
-            Item(sample.id, {**settings, "content": sample.content, **asdict(sample.clip)}, group=sample.clip.bucket)
-            for sample in samples
-        ],
+        items=[Item(sample.id, {**settings, **_origin(sample)}, group=sample.clip.bucket) for sample in samples],
         batch_size=context.options.caches.vae_batch_size,
         flush_records=entry.write_batch_size or context.options.caches.write_batch_size,
         label=f"Caching latents of {entry.id}",
@@ -101,8 +115,69 @@ def wanted_latents_of(context: Context, entry: DatasetOptions, store: Store, sam
     )
 
 
+def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
+    """For image-to-video: the first frame of every sample as the model takes it, by dataset; beside the latents."""
+    settings = {
+        "kind": CONDITION,
+        "format": CONDITION_FORMAT,
+        "vae": vae_fingerprint(context.options.model, context.flavour),
+        "dtype": context.options.caches.vae_dtype,
+    }
+    return {
+        dataset: replace(
+            wanted_latents_of(context, entry, stores.latents(dataset), []),
+            kind=CONDITION,
+            items=[
+                Item(
+                    sample.id + FIRST_FRAME,
+                    {**settings, FRAMES: sample.clip.num_frames, **_origin(gathered.first_frames[sample.id])},
+                    group=sample.clip.bucket,
+                )
+                for sample in gathered.of(dataset)
+            ],
+            label=f"Caching first frames of {dataset}",
+            key="condition_cache",
+        )
+        for dataset, entry in gathered.entries.items()
+    }
+
+
+def wanted_images(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
+    """For models with CLIP: its embedding of the first frame of every sample, by dataset."""
+    settings = {
+        "kind": IMAGE,
+        "format": IMAGE_FORMAT,
+        "encoder": image_encoder_fingerprint(context.options.model, context.flavour),
+        "dtype": str(context.weight_dtype),
+    }
+    return {
+        dataset: Wanted(
+            kind=IMAGE,
+            store=stores.images(dataset),
+            items=[
+                Item(
+                    sample.id + FIRST_FRAME,
+                    {**settings, **_origin(first)},
+                    group=f"{first.clip.width}x{first.clip.height}",
+                )
+                for sample in gathered.of(dataset)
+                for first in [gathered.first_frames[sample.id]]
+            ],
+            batch_size=1,
+            flush_records=stores.flush_records(stores.images(dataset)),
+            label=f"Caching image embeddings of {dataset}",
+            key="image_cache",
+        )
+        for dataset in gathered.entries
+    }
+
+
+def _origin(sample: Sample) -> dict[str, Component]:
+    return {"content": sample.content, **asdict(sample.clip)}
+
+
 def bytes_missing(context: Context, wanted: Wanted, gathered: Gathered) -> int:
-    """Bytes of the latents that their store lacks, were they not packed."""
+    """Bytes of the latents (or conditions, which are as large) that their store lacks, were they not packed."""
     return sum(
         latents_bytes(
             width=clip.width,
@@ -114,5 +189,5 @@ def bytes_missing(context: Context, wanted: Wanted, gathered: Gathered) -> int:
         for group in encode_groups(wanted.items, batch_size=wanted.batch_size)
         for item, key in zip(group.items, group.keys, strict=True)
         if key not in wanted.store
-        for clip in [gathered.samples[item.name].clip]
+        for clip in [gathered.samples[item.name.removesuffix(FIRST_FRAME)].clip]
     )

@@ -45,8 +45,10 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     action, as_json = _action(arguments), arguments.flag("json")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
-    if loaded.later:
-        return refuse(loaded.later, loaded.notices)
+    # What a flavour still lacks concerns training; its caches can be filled.
+    later = [problem for problem in loaded.later if problem.key not in ("model_flavour", "video.is_i2v")]
+    if later:
+        return refuse(later, loaded.notices)
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     example = arguments.example or arguments.env
