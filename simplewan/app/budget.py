@@ -16,9 +16,9 @@ SPARE = 1.05  # headers of the files, and the text cache, which is small beside 
 
 
 def check_disk(context: Context, parts: Sequence[tuple[str, Wanted]], gathered: Gathered) -> None:
-    """Say how much the latents still to be cached take, by (dataset, what is wanted); UserError when a disk has no room.
+    """Say how much the latents still to be cached take; UserError when a disk has no room.
 
-    What goes to a place elsewhere takes no room here to speak of.
+    `parts` are (dataset, what is wanted). What goes to a place elsewhere takes no room here to speak of.
     """
     disks: dict[int, tuple[Path, set[str], list[int]]] = {}
     for dataset, wanted in parts:

@@ -60,7 +60,7 @@ class Vae:
         return self._vae
 
     def pixels(self, items: Sequence[Item], samples: Mapping[str, Sample]) -> torch.Tensor:
-        """The clips of items, (B, C, F, H, W) in [-1, 1] on the device. Raises ItemError for one that does not decode."""
+        """The clips of items, (B, C, F, H, W) in [-1, 1] on the device. Raises ItemError."""
         return torch.stack([read_clip(item, samples) for item in items]).to(self._context.device, self.dtype)
 
 

@@ -197,7 +197,7 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
     if options.crop and options.crop_aspect in ("closest", "random") and not options.crop_aspect_buckets:
         findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value=options.crop_aspect)
     _check_captions(entry, paths, findings)
-    if not options.is_training or options.type != "local":
+    if not options.holds_files or options.type != "local":
         return
     if options.instance_data_dir is None:
         findings.problem(entry.where, "is missing", key="instance_data_dir", fix="name the folder of the files")
@@ -209,7 +209,7 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
 def _check_captions(entry: Entry, paths: Paths, findings: Findings) -> None:
     """What a way of captioning needs."""
     options = entry.options
-    if not options.is_training:
+    if not options.holds_files:
         return
     by_prompt = options.only_instance_prompt or options.caption_strategy == "instanceprompt"
     asked = [key for key in ("only_instance_prompt", "prepend_instance_prompt") if getattr(options, key)]
@@ -243,7 +243,7 @@ def complete(entries: Sequence[Entry], options: Options, *, paths: Paths) -> tup
     finished = []
     for dataset in enabled:
         update: dict[str, Any] = {"write_batch_size": dataset.write_batch_size or options.caches.write_batch_size}
-        if dataset.is_training:
+        if dataset.holds_files:
             update["cache_dir_vae"] = dataset.cache_dir_vae or root / "vae" / dataset.id
             update["text_embeds"] = dataset.text_embeds or default
         elif dataset.dataset_type == "text_embeds":

@@ -326,6 +326,11 @@ class DatasetOptions(Group):
         return self.vae_cache_clear_each_epoch and self.crop_style == "random"
 
     @property
+    def holds_files(self) -> bool:
+        """Whether this entry is of clips or pictures, and no cache."""
+        return self.dataset_type in (*TRAINING_TYPES, "eval", "conditioning")
+
+    @property
     def is_training(self) -> bool:
         """Whether this entry holds samples to train on."""
         return self.dataset_type in TRAINING_TYPES
