@@ -1,0 +1,270 @@
+"""The data layer through the real commands: mixing, regularisation, evaluation, new crops, lists, caches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+from projects import CLIPS, SPARE, Project
+from test_app_caches import damage
+from tiny import save_tiny_image_model
+
+from simplewan.app.examples import prepare
+from simplewan.caches.store import Store
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example") / "mini"
+    prepare("mini", folder)
+    return folder
+
+
+@pytest.fixture
+def project(example: Path, tmp_path: Path) -> Iterator[Project]:
+    project = Project(tmp_path, example / "model")
+    for dataset, clips in CLIPS.items():
+        for clip in clips:
+            project.add(example / "clips", dataset, clip)
+    yield project
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def dataset_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def counts(project: Project, steps: int, **keys: Any) -> Counter[str]:
+    """How often each dataset is drawn in the first steps."""
+    project.settings["max_train_steps"] = steps
+    project.datasets[1] |= keys
+    work = project.start()
+    return Counter(dataset_of(name) for spec in work.drawn[:steps] for name in spec.names)
+
+
+def test_datasets_are_mixed_by_probability_and_evenly(project: Project) -> None:
+    assert counts(project, 14) == {"wide": 10, "other": 4}
+    assert counts(project, 12, probability=0.5) == {"wide": 10, "other": 2}
+    project.settings["data_backend_sampling"] = "uniform"
+    even = counts(project, 14, probability=1.0)
+    assert even == {"wide": 7, "other": 7}
+
+
+def test_a_dataset_comes_and_goes_at_its_steps(project: Project) -> None:
+    project.settings["max_train_steps"] = 8
+    project.datasets[0] |= {"end_step": 3}
+    project.datasets[1] |= {"start_step": 4, "repeats": 3}
+    drawn = [dataset_of(spec.names[0]) for spec in project.start().drawn[:8]]
+    assert drawn == ["wide"] * 3 + ["other"] * 5
+
+
+def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
+    project.settings |= {"bucket_batch_sizes": {"@17": 2}, "max_train_steps": 3}
+    assert {len(spec.names) for spec in project.start().drawn} == {2}
+
+
+def test_regularisation_data_pulls_back_to_the_base(project: Project) -> None:
+    """On its own it leaves a fresh adapter exactly where it was: base and adapter predict the same."""
+    project.settings |= {"max_train_steps": 3, "train_batch_size": 2}
+    project.datasets[1] |= {"disabled": True}
+    project.start()
+    plain = [event["loss"] for event in project.events if event["type"] == "metric"]
+    project.datasets[0] |= {"is_regularisation_data": True}
+    work = project.start()
+    kept = [event["loss"] for event in project.events if event["type"] == "metric"]
+    assert min(plain) > 0
+    assert kept == [0.0, 0.0, 0.0]
+    assert all(spec.bucket.endswith(" regularisation") for spec in work.drawn)
+
+
+def test_regularisation_data_shares_no_batch_with_other_data(project: Project) -> None:
+    project.settings |= {"max_train_steps": 6, "train_batch_size": 2}
+    project.datasets[1] |= {"is_regularisation_data": True}
+    for spec in project.start().drawn:
+        assert len({dataset_of(name) for name in spec.names}) == 1
+
+
+def test_an_evaluation_set_is_measured_and_not_trained_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.settings |= {"eval_steps_interval": 1, "num_eval_images": 8, "max_train_steps": 2}
+    project.datasets[1] |= {"dataset_type": "eval"}
+    work = project.start()
+    measured = [spec.names[0] for spec in work.drawn[:2]]
+    assert sorted(map(dataset_of, measured)) == ["other", "other"]
+    assert {dataset_of(name) for spec in work.drawn[2:] for name in spec.names} == {"wide"}
+    assert [event for event in project.events if event["type"] == "eval"]
+
+
+def test_random_crops_are_drawn_anew_in_each_epoch_and_a_resumed_run_draws_the_same(project: Project) -> None:
+    project.datasets[1] |= {"disabled": True}
+    project.datasets[0] |= {
+        "crop": True,
+        "crop_aspect": "square",
+        "crop_style": "random",
+        "vae_cache_clear_each_epoch": True,
+        "resolution": 48,
+    }
+    project.settings |= {"max_train_steps": 15, "checkpoint_step_interval": 7}
+    whole = project.start()
+    crops: dict[str, set[tuple[Any, Any]]] = {}
+    for item in (item for group in whole.latents for item in group):
+        crops.setdefault(item.name, set()).add((item.components["crop_left"], item.components["crop_top"]))
+    assert len(whole.latent_names) >= 15  # five clips, three epochs
+    assert sum(len(places) > 1 for places in crops.values()) >= 4
+    store = Store(project.folder / "cache" / "vae" / "wide")
+    assert len(store) <= 15  # at most the running epochs and the next
+    losses = [event["loss"] for event in project.events if event["type"] == "metric"]
+    project.settings["max_train_steps"] = 7
+    project.start()
+    project.settings["max_train_steps"] = 15
+    resumed = project.start(anew=False)
+    assert [event["loss"] for event in project.events if event["type"] == "metric"] == losses
+    assert len(resumed.latent_names) < len(whole.latent_names)
+
+
+def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> None:
+    damage(project.file("wide", "clip-013.mp4"))
+    project.settings["delete_problematic_images"] = True
+    work = project.start()
+    listed = project.folder / "cache" / "vae" / "wide" / "problematic_files.txt"
+    assert str(listed) in work.notice("left alone from now on")
+    assert listed.read_text().startswith("clip-013.mp4: frame")
+    again = project.start()
+    assert again.latent_names == []
+    assert "clip-013.mp4 (frame" in again.notice("are left out", "broken file")
+    assert project.file("wide", "clip-013.mp4").exists()
+    shutil.copy(project.file("wide", "clip-001.mp4"), project.file("wide", "clip-013.mp4"))  # mended
+    assert not any("clip-013" in text for text in project.start().notices)
+
+
+def test_datasets_may_share_a_cache_of_latents(project: Project) -> None:
+    project.datasets.append({"id": "latents", "dataset_type": "image_embeds", "cache_dir": str(project.folder / "all")})
+    for entry in project.datasets[:2]:
+        entry["image_embeds"] = "latents"
+    assert len(project.start().latent_names) == 7
+    assert len(Store(project.folder / "all")) == 7
+    assert project.start().latent_names == []
+
+
+def test_packed_caches_train_to_the_same_losses(project: Project) -> None:
+    project.settings["max_train_steps"] = 3
+    project.start()
+    plain = [event["loss"] for event in project.events if event["type"] == "metric"]
+    plain_bytes = sum(path.stat().st_size for path in (project.folder / "cache" / "text").glob("shard-*"))
+    project.settings["compress_disk_cache"] = True
+    assert project.start().latent_names == []  # what is there serves
+    shutil.rmtree(project.folder / "cache")
+    assert len(project.start().latent_names) == 7
+    assert [event["loss"] for event in project.events if event["type"] == "metric"] == plain
+    packed = sum(path.stat().st_size for path in (project.folder / "cache" / "text").glob("shard-*"))
+    assert packed < plain_bytes
+
+
+def reported(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    document = json.loads(capsys.readouterr().out)
+    return {Path(store["place"]).name: store for store in document["stores"]}
+
+
+def test_the_cache_command_fills_lists_checks_and_prunes(
+    project: Project, example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.cache("--json") == 0
+    stores = reported(capsys)
+    assert (stores["wide"]["records"], stores["other"]["records"], stores["text"]["records"]) == (5, 2, 8)
+    assert all(store["missing"] == store["stale"] == [] for store in stores.values())
+    assert project.start().latent_names == []  # training finds all of it
+
+    project.file("wide", "clip-001.txt").write_text("another caption")
+    project.file("wide", "clip-004.mp4").unlink()
+    project.datasets[1]["resolution"] = 80
+    project.add(example / "clips", "wide", SPARE)
+    assert project.cache("--list", "--json") == 0
+    stores = reported(capsys)
+    assert stores["wide"]["missing"] == [f"wide/{SPARE}.mp4"]
+    assert {(s["names"][0], s["reason"]) for s in stores["wide"]["stale"]} == {
+        ("wide/clip-004.mp4", "its source is gone from the dataset")
+    }
+    assert len(stores["other"]["stale"]) == len(stores["other"]["missing"]) == 2
+    assert all("resize_width" in record["reason"] for record in stores["other"]["stale"])
+    assert ("wide/clip-001.mp4, caption 1", "prompt changed") in {
+        (s["names"][0], s["reason"]) for s in stores["text"]["stale"]
+    }
+    assert project.cache("--list") == 0
+    text = capsys.readouterr().out
+    assert "its source is gone from the dataset: 1: wide/clip-004.mp4" in text
+
+    sources = sorted(path.name for path in (project.folder / "wide").iterdir())
+    assert project.cache("--prune", "--json") == 0
+    stores = reported(capsys)
+    assert (stores["wide"]["records"], stores["other"]["records"]) == (1, 2)
+    assert sorted(path.name for path in (project.folder / "wide").iterdir()) == sources
+    assert project.cache() == 0
+    assert "to be encoded" not in capsys.readouterr().out
+    assert project.cache("--verify", "--json") == 0
+    assert all(store["damaged"] == [] for store in reported(capsys).values())
+
+
+def test_a_damaged_record_is_found_set_aside_and_made_anew(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.cache()
+    shard = next((project.folder / "cache" / "vae" / "wide").glob("shard-*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 0xFF
+    shard.write_bytes(data)
+    capsys.readouterr()
+    assert project.cache("--verify", "--json") == 1
+    stores = reported(capsys)
+    assert len(stores["wide"]["damaged"]) == 1
+    assert stores["wide"]["damaged"][0]["names"][0].startswith("wide/clip-")
+    assert stores["other"]["damaged"] == []
+    assert project.cache("--json") == 0
+    assert reported(capsys)["wide"]["records"] == 5
+    assert project.cache("--verify") == 0
+
+
+@pytest.mark.parametrize("arguments", [["--prune", "--verify"], ["--verfy"], ["--json=perhaps"]])
+def test_wrong_arguments_of_the_cache_command(
+    arguments: list[str], project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.cache(*arguments) == 2
+    assert "command line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "flavour"), [("2.1", "i2v-480p-14b-2.1"), ("2.2", "i2v-a14b-2.2-high")])
+def test_first_frames_are_cached_for_image_to_video(
+    kind: str, flavour: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    model = save_tiny_image_model(tmp_path / "model", kind)
+    project.settings |= {"pretrained_model_name_or_path": str(model), "model_flavour": flavour}
+    pictures = project.folder / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (120, 100), (200, 30, 30)).save(pictures / "clip-001.png")
+    project.datasets.append({"id": "pictures", "dataset_type": "conditioning", "instance_data_dir": str(pictures)})
+    project.datasets[0]["conditioning_data"] = "pictures"
+    assert project.cache("--json") == 0
+    captured = capsys.readouterr()
+    assert "4 clips have no picture in pictures and begin with their own" in captured.err
+    stores = {Path(store["place"]).name: store for store in json.loads(captured.out)["stores"]}
+    latents = Store(project.folder / "cache" / "vae" / "wide")
+    conditions = {r.names[0]: latents.get(r.key) for r in map(latents.record, latents.keys()) if "first" in r.names[0]}
+    assert len(conditions) == 5
+    assert conditions["wide/clip-001.mp4, first frame"].shape == conditions["wide/clip-004.mp4, first frame"].shape
+    assert stores["wide"]["kinds"] == ["condition", "latents"]
+    embeds = project.folder / "cache" / "conditioning_image_embeds" / "wide"
+    assert embeds.exists() == (kind == "2.1")
+    if kind == "2.1":
+        store = Store(embeds)
+        assert {tuple(store.get(key).shape)[:1] for key in store.keys()} == {(257,)}  # noqa: SIM118
+    Image.new("RGB", (120, 100), (30, 200, 30)).save(pictures / "clip-001.png")
+    project.cache("--list", "--json")
+    stores = reported(capsys)
+    assert stores["wide"]["missing"] == ["wide/clip-001.mp4, first frame"]
+    assert [record["reason"] for record in stores["wide"]["stale"]] == ["content changed"]
