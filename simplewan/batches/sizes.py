@@ -1,25 +1,31 @@
-"""How many: appearances of a sample, batches of an epoch, buckets too small to fill one, and the error that says so.
+"""How many: appearances of a sample, the batch size of a bucket, batches of epochs, buckets too small to fill one.
 
-Pure, imports errors only. Because what does not fill a batch is carried over, the number of batches after n epochs has
-a closed form and needs no simulation.
+Imports this room's draws and windows. Because what does not fill a batch is carried over, the number of batches after
+n epochs has a closed form as long as no window closes and none opens at a step; `course` counts in the other cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import floor
+from operator import attrgetter
+from types import MappingProxyType
 
 from simplewan.batches.draws import uniform
-from simplewan.errors import Problem, UserError
+from simplewan.batches.windows import ALWAYS, Window, corners
+
+NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class SampleRef:
     """A sample as the sampler sees it: seen `(repeats + 1) * weight` times an epoch, on average exactly.
 
-    `bucket` is the shape: only samples of one bucket share a batch. `num_captions` is the number of caption variants.
+    `bucket` is what may share a batch: the shape ("832x480@81"), and after a space what else keeps samples apart
+    ("832x480@81 regularisation"). `num_captions` is the number of caption variants. `weight` comes from `mixing`.
+    `dataset` serves messages only. Outside its `window` a sample is not drawn.
     """
 
     name: str
@@ -27,6 +33,8 @@ class SampleRef:
     repeats: int = 0
     num_captions: int = 1
     weight: float = 1.0
+    dataset: str = ""
+    window: Window = ALWAYS
 
     @property
     def rate(self) -> float:
@@ -35,100 +43,215 @@ class SampleRef:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Samples that are alike to this arithmetic: how many there are, and what they have in common."""
+
+    bucket: str
+    dataset: str
+    repeats: int
+    weight: float
+    window: Window
+    num_samples: int
+
+    @property
+    def draws(self) -> float:
+        """Draws per epoch, without the rounding errors of weights that are no binary fractions."""
+        return round(self.num_samples * (self.repeats + 1) * self.weight, 9)
+
+    @property
+    def label(self) -> str:
+        """The dataset in words."""
+        return f'dataset "{self.dataset}"' if self.dataset else "the dataset"
+
+
+@dataclass(frozen=True)
 class Pruned:
-    """A bucket that is left out: how many samples it has, and how many draws they would give in an epoch."""
+    """A bucket that is left out: how many samples it has, the draws of an epoch, and what a batch needs."""
 
     bucket: str
     num_samples: int
     draws_per_epoch: float
+    batch_size: int
 
     def __str__(self) -> str:
         samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
         return (
             f"bucket {self.bucket} ({samples}) is left out: with repeats it holds {self.draws_per_epoch:g} an epoch, "
-            "too few for a batch; raise repeats, add clips, lower train_batch_size, or set disable_bucket_pruning"
+            f"too few for a batch of {self.batch_size}; raise repeats, add clips, lower train_batch_size (or the "
+            "bucket's own batch size), or set disable_bucket_pruning"
         )
 
 
-def appearances_until(ref: SampleRef, epochs: int, *, seed: int, role: str) -> int:
-    """How often a sample enters the line in the first `epochs` epochs; fractions come out by a phase of its own."""
+@dataclass(frozen=True)
+class NeverDrawn:
+    """A dataset of which the run sees nothing, and why."""
+
+    label: str
+    num_samples: int
+    reason: str
+
+    def __str__(self) -> str:
+        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
+        return f"{self.label} ({samples}) is never drawn: {self.reason}"
+
+
+def appearances(ref: SampleRef, first: int, last: int, *, seed: int, role: str) -> int:
+    """How often a sample enters the line in the epochs `first`..`last` - 1 (from 0), its window's epochs only.
+
+    Fractions come out by a phase of its own.
+    """
+    if ref.window is not ALWAYS:
+        first = max(first, ref.window.start_epoch - 1)
+        last = last if ref.window.end_epoch is None else min(last, ref.window.end_epoch)
+        if last <= first:
+            return 0
     if ref.weight == 1.0:
-        return (ref.repeats + 1) * epochs
-    return floor(epochs * ref.rate + uniform(seed, role, "phase", ref.name))
+        return (ref.repeats + 1) * (last - first)
+    phase = uniform(seed, role, "phase", ref.name)
+    return floor(last * ref.rate + phase) - floor(first * ref.rate + phase)
+
+
+def patterns(bucket: str) -> tuple[str, ...]:
+    """What may name a bucket, the most specific first: "832x480@81", "832x480", "@81".
+
+    What follows a space in the bucket's name does not count.
+    """
+    shape = bucket.partition(" ")[0]
+    size, at, frames = shape.partition("@")
+    return (shape, size, at + frames) if at else (shape,)
+
+
+def batch_size_of(bucket: str, *, batch_size: int, bucket_batch_sizes: Mapping[str, int] = NO_SIZES) -> int:
+    """The batch size of a bucket: that of the most specific of its `patterns`, else `batch_size`."""
+    named = (bucket_batch_sizes[pattern] for pattern in patterns(bucket) if pattern in bucket_batch_sizes)
+    return next(named, batch_size)
+
+
+def unmatched(bucket_batch_sizes: Mapping[str, int], buckets: Iterable[str]) -> list[str]:
+    """The patterns that name none of the buckets, in order."""
+    known = {pattern for bucket in set(buckets) for pattern in patterns(bucket)}
+    return [pattern for pattern in bucket_batch_sizes if pattern not in known]
+
+
+def groups_of(samples: Sequence[SampleRef]) -> list[Group]:
+    """The samples counted by what matters here, in the order of their first samples."""
+    windows = [ref.window for ref in samples]
+    by_id = {id(window): window for window in windows}  # hashing a window for each sample takes too long
+    common = map(attrgetter("bucket", "dataset", "repeats", "weight"), samples)
+    counts = Counter(zip(common, map(id, windows), strict=True))
+    return [Group(*key, window=by_id[window], num_samples=count) for (key, window), count in counts.items()]
+
+
+def highest_draws(groups: Iterable[Group]) -> dict[str, float]:
+    """Of each bucket, the draws of an epoch while the windows are open that give most."""
+    found: dict[str, float] = {}
+    drawn = tuple(groups)
+    for epoch, step in corners({group.window for group in drawn}):
+        draws = open_draws(drawn, epoch=epoch, step=step)
+        for bucket in draws:
+            found[bucket] = max(found.get(bucket, 0.0), draws[bucket])
+    return found
+
+
+def open_draws(groups: Iterable[Group], *, epoch: int, step: int) -> dict[str, float]:
+    """Of each bucket, the draws of an epoch with what is open at a step of an epoch (both from 1)."""
+    draws: dict[str, float] = {}
+    for group in groups:
+        if group.window.is_open(epoch=epoch, step=step):
+            draws[group.bucket] = draws.get(group.bucket, 0.0) + group.draws
+    return draws
 
 
 def prune(
-    samples: Iterable[SampleRef], *, batch_size: int, keep_small_buckets: bool
+    samples: Iterable[SampleRef],
+    *,
+    batch_size: int,
+    keep_small_buckets: bool,
+    bucket_batch_sizes: Mapping[str, int] = NO_SIZES,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[list[SampleRef], list[Pruned]]:
     """The samples of buckets that give at least a batch an epoch, sorted by name, and the buckets that do not.
 
-    With `keep_small_buckets` all stay: a small bucket then gives a batch every few epochs.
+    With windows a bucket stays if it gives a batch an epoch while any of them are open. With `keep_small_buckets` all
+    stay: a small bucket then gives a batch every few epochs. Samples that are never drawn (of weight 0, or with an
+    empty window) go in any case, and a bucket that has no others is not listed. `groups` are those of the samples, if
+    they are known already.
     """
-    buckets: dict[str, list[SampleRef]] = {}
-    for ref in sorted(samples, key=lambda ref: ref.name):
-        buckets.setdefault(ref.bucket, []).append(ref)
-    small = [
-        Pruned(bucket, len(refs), sum(ref.rate for ref in refs))
-        for bucket, refs in sorted(buckets.items())
-        if not keep_small_buckets and sum(ref.rate for ref in refs) < batch_size
-    ]
+    ordered = sorted(samples, key=lambda ref: ref.name)
+    groups = groups_of(ordered) if groups is None else groups
+    drawn = [group for group in groups if group.weight > 0 and not group.window.is_empty]
+    small = []
+    for bucket, draws in sorted(highest_draws(drawn).items()):
+        size = batch_size_of(bucket, batch_size=batch_size, bucket_batch_sizes=bucket_batch_sizes)
+        if draws < size and not keep_small_buckets:
+            count = sum(group.num_samples for group in drawn if group.bucket == bucket)
+            small.append(Pruned(bucket, count, draws, size))
     gone = {pruned.bucket for pruned in small}
-    kept = [ref for bucket, refs in buckets.items() if bucket not in gone for ref in refs]
-    return sorted(kept, key=lambda ref: ref.name), small
+    if gone:
+        ordered = [ref for ref in ordered if ref.bucket not in gone]
+    if len(drawn) < len(groups):
+        ordered = [ref for ref in ordered if ref.weight > 0 and not ref.window.is_empty]
+    return ordered, small
+
+
+def never_drawn(groups: Iterable[Group], *, max_steps: int | None, max_epochs: int | None) -> list[NeverDrawn]:
+    """The datasets that a run of so many steps and epochs (None or 0: no limit) sees nothing of."""
+    found: dict[tuple[str, str], int] = {}
+    for group in groups:
+        window, reason = group.window, ""
+        if group.weight <= 0:
+            reason = "its probability is 0"
+        elif window.is_empty:
+            reason = "its end_epoch or end_step comes before its start_epoch or start_step"
+        elif max_steps and window.start_step > max_steps:
+            reason = f"it begins with start_step {window.start_step}, but the run ends with step {max_steps}"
+        elif max_epochs and window.start_epoch > max_epochs:
+            reason = f"it begins with start_epoch {window.start_epoch}, but the run ends with epoch {max_epochs}"
+        if reason:
+            key = (group.label, reason)
+            found[key] = found.get(key, 0) + group.num_samples
+    return [NeverDrawn(label, count, reason) for (label, reason), count in found.items()]
+
+
+def count_batches(
+    samples: Iterable[SampleRef],
+    first: int,
+    last: int,
+    *,
+    batch_sizes: Mapping[str, int],
+    waiting: Mapping[str, int],
+    world_size: int,
+    seed: int,
+    role: str,
+) -> int:
+    """Micro-batches of one rank in the epochs `first`..`last` - 1 (from 0), exactly, in closed form.
+
+    `waiting` counts what was carried into epoch `first`, by bucket. Nothing else enters or leaves a line than the
+    samples do, in the epochs of their windows.
+    """
+    draws = dict(waiting)
+    for ref in samples:
+        draws[ref.bucket] = draws.get(ref.bucket, 0) + appearances(ref, first, last, seed=seed, role=role)
+    return sum(count // batch_sizes[bucket] for bucket, count in draws.items()) // world_size
 
 
 def batches_in_epochs(
-    samples: Iterable[SampleRef], epochs: int, *, batch_size: int, world_size: int = 1, seed: int = 0, role: str = ""
+    samples: Sequence[SampleRef],
+    epochs: int,
+    *,
+    batch_size: int,
+    bucket_batch_sizes: Mapping[str, int] = NO_SIZES,
+    world_size: int = 1,
+    seed: int = 0,
+    role: str = "",
 ) -> int:
     """Micro-batches of one rank in the first `epochs` epochs, exactly; of samples that were not pruned.
 
-    `seed` and `role` matter only where weights are not 1.
+    `seed` and `role` matter only where weights are not 1. Windows must not close, nor open at a step; ask the
+    `Sampler` where they do.
     """
-    draws: dict[str, int] = {}
-    for ref in samples:
-        draws[ref.bucket] = draws.get(ref.bucket, 0) + appearances_until(ref, epochs, seed=seed, role=role)
-    return sum(count // batch_size for count in draws.values()) // world_size
-
-
-def require_enough(
-    samples: Sequence[SampleRef],
-    *,
-    batch_size: int,
-    gradient_accumulation_steps: int,
-    world_size: int,
-    keep_small_buckets: bool,
-    where: str,
-) -> None:
-    """`UserError` when an epoch has fewer draws than one optimiser step needs; it names the least `repeats` to do."""
-    need = batch_size * gradient_accumulation_steps * world_size
-    draws = partial(_draws, samples, batch_size=batch_size, keep_small_buckets=keep_small_buckets)
-    have = draws(0)
-    if have >= need:
-        return
-    if not any(ref.rate > 0 for ref in samples):
-        raise UserError(
-            Problem(where=where, message="there is no sample to train on", fix="see what was left out above")
-        )
-    buckets: dict[str, int] = {}
-    for ref in samples:
-        buckets[ref.bucket] = buckets.get(ref.bucket, 0) + 1
-    counts = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(buckets.items()))
-    factors = f"train_batch_size {batch_size} x gradient_accumulation_steps {gradient_accumulation_steps}"
-    factors += f" x {world_size} processes" if world_size > 1 else ""
-    message = (
-        f"gives {have:g} usable draws an epoch from {len(samples)} samples in {len(buckets)} buckets ({counts}), "
-        f"but one step needs {need} ({factors}), and a bucket at least {batch_size} to be used"
-    )
-    smallest = next(repeats for repeats in range(10**9) if draws(repeats) >= need)
-    fix = f"set repeats to {smallest} or more, add clips, or lower train_batch_size"
-    fix += " or gradient_accumulation_steps" if gradient_accumulation_steps > 1 else ""
-    value = max(ref.repeats for ref in samples)
-    raise UserError(Problem(where=where, key="repeats", value=value, message=message, fix=fix))
-
-
-def _draws(samples: Sequence[SampleRef], repeats: int, *, batch_size: int, keep_small_buckets: bool) -> float:
-    """Draws of an epoch in buckets that are not pruned, were every sample repeated at least `repeats` times."""
-    buckets: dict[str, float] = {}
-    for ref in samples:
-        buckets[ref.bucket] = buckets.get(ref.bucket, 0) + (max(ref.repeats, repeats) + 1) * ref.weight
-    return sum(count for count in buckets.values() if keep_small_buckets or count >= batch_size)
+    sizes = {
+        bucket: batch_size_of(bucket, batch_size=batch_size, bucket_batch_sizes=bucket_batch_sizes)
+        for bucket in {ref.bucket for ref in samples}
+    }
+    return count_batches(samples, 0, epochs, batch_sizes=sizes, waiting={}, world_size=world_size, seed=seed, role=role)
