@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from simplewan.data.buckets import (
     FrameRule,
     SizeRule,
+    centre_offset,
     cover_size,
+    crop_offset,
     floor_frames,
     frames_to_take,
     make_clip,
@@ -84,6 +86,38 @@ def test_buckets_by_area_keep_area_and_aspect(aspect: float, edge: int) -> None:
 )
 def test_sizes_that_people_know(source: tuple[int, int], rule: SizeRule, expected: tuple[int, int]) -> None:
     assert target_size(*source, rule) == expected
+
+
+@given(edges, edges, edges, edges, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1, exclude_max=True))
+def test_cuts_lie_inside_and_faces_as_near_the_middle_as_can_be(
+    width: int, height: int, across: int, down: int, x: float, y: float, drawn: float
+) -> None:
+    covering, target = cover_size(width, height, (across, down)), (across, down)
+    cuts = {
+        "center": crop_offset(covering, target, "center"),
+        "corner": crop_offset(covering, target, "corner"),
+        "random": crop_offset(covering, target, "random", draw=(drawn, drawn)),
+        "face": crop_offset(covering, target, "face", position=(x, y)),
+    }
+    for left, top in cuts.values():
+        assert 0 <= left <= covering[0] - across
+        assert 0 <= top <= covering[1] - down
+    assert cuts["corner"] == (0, 0)
+    assert cuts["center"] == centre_offset(covering, target) == crop_offset(covering, target, "face")
+    for axis, place in ((0, x), (1, y)):
+        off = place * covering[axis] - (cuts["face"][axis] + target[axis] / 2)
+        nearest = min(
+            abs(place * covering[axis] - (offset + target[axis] / 2))
+            for offset in range(covering[axis] - target[axis] + 1)
+        )
+        assert abs(off) <= nearest + 1e-6
+
+
+def test_random_cuts_reach_every_offset_equally_often() -> None:
+    cuts = [crop_offset((10, 8), (7, 8), "random", draw=(number / 400, 0.999)) for number in range(400)]
+    assert [cuts.count((left, 0)) for left in range(4)] == [100] * 4
+    with pytest.raises(ValueError, match="no way to cut"):
+        crop_offset((10, 8), (7, 8), "middle")
 
 
 def test_rounding_goes_up_at_halves_and_never_to_nothing() -> None:

@@ -50,12 +50,18 @@ def write_clip(
     marked: bool = False,
     aspect: Fraction | None = None,
     stream_setup: Any = None,
+    pictures: Sequence[np.ndarray] | None = None,
+    container_options: dict[str, str] | None = None,
+    first: int = 0,
 ) -> Path:
+    """A clip of flat greys, or of `pictures`; frame i has the time `first` + i, or milliseconds[i]."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     base = Fraction(1, 1000) if milliseconds else Fraction(1, rate)
-    with av.open(str(path), "w") as container:
+    if pictures is not None:
+        frames, size = len(pictures), (pictures[0].shape[1], pictures[0].shape[0])
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         if milliseconds:
@@ -66,8 +72,9 @@ def write_clip(
             stream.set_display_rotation(rotation)
         if stream_setup:
             stream_setup(stream)
-        for index, stamp in enumerate(milliseconds or range(frames)):
-            frame = av.VideoFrame.from_ndarray(picture(index, size, marked), format="rgb24")
+        for index, stamp in enumerate(milliseconds or range(first, first + frames)):
+            pixels = picture(index, size, marked) if pictures is None else pictures[index]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24" if pixels.shape[2] == 3 else "rgba")
             frame.pts, frame.time_base = stamp, base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_data_helpers import caption, dataset, grey_index, scanned, write_clip
 
-from simplewan.data.loading import fit_frame, load_clip, to_pixels
+from simplewan.data.loading import load_clip, to_pixels
 from simplewan.data.media import MediaError, decode_frames
 
 
@@ -52,16 +52,33 @@ def test_the_cut_is_from_the_middle(tmp_path: Path) -> None:
     assert torch.equal(load_clip(sample)[0, 0, 0], torch.arange(56, 184, 2, dtype=torch.uint8))
 
 
-def test_resizing_is_antialiased_and_rotation_comes_first(tmp_path: Path) -> None:
+def test_rotation_comes_before_resizing(tmp_path: Path) -> None:
     caption(write_clip(tmp_path / "c" / "a.mp4", rotation=90, marked=True))  # shown upright: 48 wide, 64 high
     sample = only_sample(tmp_path / "c", tmp_path / "index", resolution="48x64")
     assert sample.clip.resize_width == 48
     frame_CHW = load_clip(sample)[0]
     assert frame_CHW[0, -4, 4] > 150 > frame_CHW[0, 4, 4]  # the mark went from the upper left to the lower left
-    stripes = torch.zeros(3, 480, 640, dtype=torch.uint8)
-    stripes[:, :, ::2] = 255
-    small = fit_frame(stripes, replace(sample.clip, width=64, height=48, resize_width=64, resize_height=48))
-    assert 120 < int(small.min()) <= int(small.max()) < 136
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.mov"])
+def test_resizing_is_antialiased(tmp_path: Path, name: str) -> None:
+    stripes = np.zeros((480, 640, 3), np.uint8)
+    stripes[:, ::2] = 255
+    (tmp_path / "c").mkdir()
+    if name == "a.png":
+        Image.fromarray(stripes).save(tmp_path / "c" / name)
+    else:  # in YUV, and in RGB
+        codec = {
+            "a.mp4": {"codec": "libx264", "pix_fmt": "yuv444p"},
+            "a.mov": {"codec": "libx264rgb", "pix_fmt": "rgb24"},
+        }
+        write_clip(tmp_path / "c" / name, pictures=[stripes] * 9, options={"crf": "0"}, **codec[name])
+    caption(tmp_path / "c" / name)
+    sample = only_sample(tmp_path / "c", tmp_path / "index", video={"num_frames": 1})
+    assert (sample.clip.resize_width, sample.clip.width) == (64, 64)
+    frame_CHW = load_clip(sample)[0]
+    assert 120 < int(frame_CHW[:, :, 2:-2].min()) <= int(frame_CHW[:, :, 2:-2].max()) < 136
+    assert 100 < int(frame_CHW.min()) <= int(frame_CHW.max()) < 156  # at the edges the stripes are not even
 
 
 def test_a_first_downsample_goes_through_the_smaller_size(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_damaged_frame_is_an_error_not_what_the_decoder_makes_up(tmp_path: Pat
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == 12  # the decoder hides the damage
     assert np.array_equal(decode_frames(path, num_frames=2), whole[:2])  # it lies behind these
-    with pytest.raises(MediaError, match=r"frame \d+ is damaged"):
+    with pytest.raises(MediaError, match=r"is damaged near 0\.[45] seconds"):
         decode_frames(path, num_frames=12)
 
 

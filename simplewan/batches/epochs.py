@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import floor
 
-from simplewan.batches.draws import draw, uniform
+from simplewan.data.draws import draw, uniform
 from simplewan.batches.sizes import SampleRef, appearances
 from simplewan.batches.windows import ALWAYS, Window
 

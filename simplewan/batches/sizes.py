@@ -13,7 +13,7 @@ from math import floor
 from operator import attrgetter
 from types import MappingProxyType
 
-from simplewan.batches.draws import uniform
+from simplewan.data.draws import uniform
 from simplewan.batches.windows import ALWAYS, Window, corners
 
 NO_SIZES: Mapping[str, int] = MappingProxyType({})

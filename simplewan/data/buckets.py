@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 MEGAPIXEL = 1_000_000
 SQUARE, PRESERVE, CLOSEST, RANDOM = "square", "preserve", "closest", "random"
+CENTER, CORNER, FACE = "center", "corner", "face"
 
 Size = tuple[int, int]
 
@@ -153,6 +154,35 @@ def centre_offset(covering: Size, target: Size) -> tuple[int, int]:
     return (covering[0] - target[0]) // 2, (covering[1] - target[1]) // 2
 
 
+def crop_offset(
+    covering: Size,
+    target: Size,
+    style: str,
+    *,
+    position: tuple[float, float] | None = None,
+    draw: tuple[float, float] | None = None,
+) -> tuple[int, int]:
+    """(left, top) of the cut of `target` from `covering`, which is nowhere smaller.
+
+    center: from the middle. corner: the upper left one. random: by `draw`, (x, y) in [0, 1), every offset equally
+    often. face: with `position`, the centre of the face as (x, y) in 0..1 of `covering`, as near to the middle of the
+    cut as the edges allow; from the middle where there is none.
+    """
+    room = covering[0] - target[0], covering[1] - target[1]
+    assert min(room) >= 0, "the cut lies inside"
+    if style == CORNER:
+        return 0, 0
+    if style == RANDOM:
+        assert draw is not None, "a random cut is drawn"
+        return int(draw[0] * (room[0] + 1)), int(draw[1] * (room[1] + 1))
+    if style == FACE and position is not None:
+        left, top = (round(position[axis] * covering[axis] - target[axis] / 2) for axis in (0, 1))
+        return min(max(left, 0), room[0]), min(max(top, 0), room[1])
+    if style not in (CENTER, FACE):
+        raise ValueError(f"{style!r} is no way to cut; there are {CENTER}, {CORNER}, {RANDOM}, {FACE}")
+    return centre_offset(covering, target)
+
+
 def enlargement(width: int, height: int, clip: Clip) -> float:
     """By how much the source is magnified (below 1: made smaller)."""
     return max(clip.resize_width / width, clip.resize_height / height)
@@ -228,8 +258,3 @@ def make_clip(
         downsample_width=first[0],
         downsample_height=first[1],
     )
-
-
-def crop_offset(covering, target, style, *, position=None, draw=(0.5, 0.5)):
-    """stub"""
-    return centre_offset(covering, target)

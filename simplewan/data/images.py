@@ -1,45 +1,57 @@
 """Pictures with PIL: size, orientation and RGB pixels.
 
-Imports `media` for its records. The orientation in EXIF is applied; transparent pixels are flattened on white; 16-bit
-greys keep their upper 8 bits; colour profiles are not applied. The whole picture is decoded when it is probed, so
-that a damaged file is found before training.
+Imports this room's records and opening. The orientation in EXIF is applied; transparent pixels are flattened on white;
+16-bit greys keep their upper 8 bits; colour profiles are not applied. The whole picture is decoded when it is probed,
+so that a damaged file is found before training.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from simplewan.data.mediainfo import MediaError, MediaInfo
+from simplewan.data.opening import Place, cannot_read, opened
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def probe_image(path: Path) -> MediaInfo:
+def probe_image(place: Place) -> MediaInfo:
     """Size as shown. Raises MediaError for files that do not decode and for animations."""
-    pixels = read_image(path)
+    pixels = read_image(place)
     return MediaInfo(pixels.shape[1], pixels.shape[0], 1, fps=0.0, seconds=0.0, is_image=True)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(place: Place) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises MediaError."""
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    with opened(place) as opened_file:
+        file = opened_file if isinstance(opened_file, Path) else _fetched(opened_file)
+        try:
+            with Image.open(file) as image:
+                if getattr(image, "n_frames", 1) > 1 and image.format in ("WEBP", "PNG"):
+                    raise MediaError(f"is an animation of {image.n_frames} frames; convert it to mp4")
+                return np.array(_flatten(ImageOps.exif_transpose(image)))
+        except MediaError:
+            raise
+        except UnidentifiedImageError:
+            raise MediaError("is not a picture that can be read") from None
+        except PermissionError as error:
+            raise cannot_read(error) from None
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise MediaError(f"does not decode: {error}") from None
+
+
+def _fetched(file: BinaryIO) -> BinaryIO:
+    """All of a stream in memory: what fails from here on is the picture, not the place."""
     try:
-        with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format in ("WEBP", "PNG"):
-                raise MediaError(f"is an animation of {image.n_frames} frames; convert it to mp4")
-            return np.array(_flatten(ImageOps.exif_transpose(image)))
-    except MediaError:
-        raise
-    except UnidentifiedImageError:
-        raise MediaError("is not a picture that can be read") from None
-    except PermissionError as error:
-        raise MediaError(f"cannot be read: {error.strerror}", lasting=False) from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise MediaError(f"does not decode: {error}") from None
+        return io.BytesIO(file.read())
+    except OSError as error:
+        raise cannot_read(error) from None
 
 
 def _flatten(image: Any) -> Any:

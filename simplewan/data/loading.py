@@ -1,18 +1,16 @@
-"""From a sample to pixels: decode the frames that are used, resize, crop.
+"""From a sample to pixels: decode the frames that are used, resized on the way, and cut them.
 
-Imports torch, torchvision and this room. Frames are resized one at a time as they are decoded, in uint8: a clip never
-stands in memory at its source's size.
+Imports torch and this room. Frames are resized one at a time as they are decoded, in uint8: a clip never stands in
+memory at its source's size.
 Legend: F frames, C = 3 channels (RGB), H height, W width.
 """
 
 from __future__ import annotations
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from simplewan.data.buckets import Clip
-from simplewan.data.media import MediaError, iter_frames
+from simplewan.data.media import MediaError, iter_planes
 from simplewan.data.samples import Sample
 
 
@@ -22,31 +20,29 @@ def load_clip(sample: Sample) -> torch.Tensor:
     Raises MediaError when a frame does not decode or there are fewer than the scan promised.
     """
     clip = sample.clip
-    frames_CHW = [
-        fit_frame(torch.from_numpy(frame).permute(2, 0, 1), clip)
-        for frame in iter_frames(
-            sample.source,
-            num_frames=clip.num_frames,
-            fps=clip.sample_fps,
-            start_seconds=clip.start_seconds,
-            source_fps=clip.source_fps,
-        )
-    ]
-    if len(frames_CHW) < clip.num_frames:
-        raise MediaError(f"only {len(frames_CHW)} of the {clip.num_frames} frames that it promises decode")
-    return torch.stack(frames_CHW)
+    frames_FCHW = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
+    views = frames_FCHW.numpy()
+    down, across = slice(clip.crop_top, clip.crop_top + clip.height), slice(clip.crop_left, clip.crop_left + clip.width)
+    count = 0
+    for planes in iter_planes(
+        sample.source,
+        sizes=_sizes(clip),
+        num_frames=clip.num_frames,
+        fps=clip.sample_fps,
+        start_seconds=clip.start_seconds,
+        source_fps=clip.source_fps,
+    ):
+        views[count] = planes[:, down, across]
+        count += 1
+    if count < clip.num_frames:
+        raise MediaError(f"only {count} of the {clip.num_frames} frames that it promises decode")
+    return frames_FCHW
 
 
-def fit_frame(frame_CHW: torch.Tensor, clip: Clip) -> torch.Tensor:
-    """One frame (C, h, w) uint8 resized (bicubic, antialiased) and cut as `clip` says: (C, H, W) uint8."""
-    if clip.downsample_width:
-        frame_CHW = _resize(frame_CHW, clip.downsample_height, clip.downsample_width)
-    frame_CHW = _resize(frame_CHW, clip.resize_height, clip.resize_width)
-    return transforms.crop(frame_CHW, clip.crop_top, clip.crop_left, clip.height, clip.width).contiguous()
-
-
-def _resize(frame_CHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return transforms.resize(frame_CHW, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
+def _sizes(clip: Clip) -> list[tuple[int, int]]:
+    """The sizes that a frame goes through before it is cut."""
+    first = [(clip.downsample_width, clip.downsample_height)] if clip.downsample_width else []
+    return [*first, (clip.resize_width, clip.resize_height)]
 
 
 def to_pixels(frames_FCHW: torch.Tensor) -> torch.Tensor:

@@ -1,21 +1,23 @@
 """Reading and writing clips and pictures: what is in a file, its frames as RGB, and mp4 files.
 
-Imports nothing of this project but this room; PyAV and PIL are imported when a file is opened. Nothing here is
-guessed from headers alone: `probe` decodes the first frame, so that size and orientation are those of the picture.
+Imports nothing of this project but this room; PyAV and PIL are imported when a file is opened. A file is a path, or a
+`Source` in any place: what lies elsewhere is read through its stream, only where it is needed. Nothing here is guessed
+from headers alone: `probe` decodes the first frame, so that size and orientation are those of the picture.
 Legend: F frames, H height, W width; frames are uint8 RGB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simplewan.data.atomic import atomic_path
-from simplewan.data.backends import Source
 from simplewan.data.images import probe_image, read_image
 from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo, load_av
+from simplewan.data.opening import Place, name_of
+from simplewan.data.pixels import Size, resized
 from simplewan.data.videos import probe_video, read_video
 
 if TYPE_CHECKING:
@@ -35,16 +37,13 @@ def is_media_name(name: str) -> bool:
     return name.lower().endswith(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
 
 
-def probe(path: Path | str) -> MediaInfo:
-    """What the file holds; frames are counted by reading packets, one frame is decoded. Raises MediaError."""
-    path = _readable(path)
-    if is_image_name(path.name):
-        return probe_image(path)
-    return probe_video(path)
+def probe(place: Place) -> MediaInfo:
+    """What the file holds; frames are counted by reading all packets, one frame is decoded. Raises MediaError."""
+    return probe_image(place) if is_image_name(name_of(place)) else probe_video(place)
 
 
 def iter_frames(
-    path: Path | str,
+    place: Place,
     *,
     num_frames: int | None = None,
     fps: float = 0.0,
@@ -54,18 +53,40 @@ def iter_frames(
     """The frames nearest to start + k / fps (fps 0: all), each (H, W, 3) uint8, oriented as shown.
 
     Pixels may be oblong (anamorphic sources); `probe` tells the shape of the picture. `source_fps` overrules the times
-    in the file. Nothing is decoded past the last frame that is asked for, but for the one after it, which decides
-    which is nearer. Raises MediaError.
+    in the file. A start inside the file is reached from the key frame before it, and nothing is decoded past the last
+    frame that is asked for, but for the one after it, which decides which is nearer. Raises MediaError.
     """
-    path = _readable(path)
-    if is_image_name(path.name):
-        yield read_image(path)
+    import numpy as np
+
+    for planes in iter_planes(
+        place, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps
+    ):
+        yield np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def iter_planes(
+    place: Place,
+    *,
+    sizes: Sequence[Size] = (),
+    num_frames: int | None = None,
+    fps: float = 0.0,
+    start_seconds: float = 0.0,
+    source_fps: float = 0.0,
+) -> Iterator[np.ndarray]:
+    """The frames of `iter_frames` as planes (3, H, W) uint8 RGB, brought to each (width, height) of `sizes` in turn.
+
+    Resizing is bicubic and antialiased, and for clips done with the conversion to RGB. Raises MediaError.
+    """
+    if is_image_name(name_of(place)):
+        yield resized(read_image(place), sizes).transpose(2, 0, 1)
         return
-    yield from read_video(path, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps)
+    yield from read_video(
+        place, sizes=sizes, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps
+    )
 
 
 def decode_frames(
-    path: Path | str,
+    place: Place,
     *,
     num_frames: int | None = None,
     fps: float = 0.0,
@@ -75,7 +96,9 @@ def decode_frames(
     """`iter_frames` as one array (F, H, W, 3) uint8. Raises MediaError when there are fewer than `num_frames`."""
     import numpy as np
 
-    frames = list(iter_frames(path, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps))
+    frames = list(
+        iter_frames(place, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps)
+    )
     if not frames or (num_frames is not None and len(frames) < num_frames):
         raise MediaError(f"has {len(frames)} frames that decode, {num_frames or 1} are needed")
     return np.stack(frames)
@@ -140,15 +163,3 @@ def _yuv_frame(pixels: np.ndarray, index: int, rate: Fraction) -> Any:
     )
     frame.pts, frame.time_base = index, 1 / rate
     return frame
-
-
-def _readable(path: Path | str) -> Path:
-    """The path of a file that is there and has bytes. Raises MediaError."""
-    path = Path(path.local if isinstance(path, Source) else path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise MediaError(f"cannot be read: {error.strerror}", lasting=False) from None
-    if size == 0:
-        raise MediaError("the file is empty (0 bytes)")
-    return path
