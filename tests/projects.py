@@ -70,6 +70,7 @@ class Project:
         self.folder = folder
         self.settings: dict[str, Any] = {**json.loads((EXAMPLE / "config.json").read_text()), **SETTINGS}
         self.settings["pretrained_model_name_or_path"] = str(model)
+        self.settings["user_prompt_library"] = str(EXAMPLE / "user_prompt_library.json")
         self.settings["cache_dir"] = str(folder / "cache")
         self.settings["data_backend_config"] = str(folder / "data.json")
         video, texts = json.loads((EXAMPLE / "multidatabackend.json").read_text())
@@ -99,9 +100,7 @@ class Project:
             watch(patch, work)
             AcceleratorState._reset_state(reset_partial_state=True)
             arguments = ["train", "--config", str(self.folder / "config.json"), f"output_dir={output}"]
-            work.exit_code = main(
-                [*arguments, f"user_prompt_library={EXAMPLE / 'user_prompt_library.json'}", *overrides]
-            )
+            work.exit_code = main([*arguments, *overrides])
         self.events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
         work.notices = [record["message"] for record in self.events if record["type"] == "notice"]
         assert work.exit_code == 0

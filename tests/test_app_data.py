@@ -90,14 +90,13 @@ def test_regularisation_data_shares_no_batch_with_other_data(project: Project) -
         assert len({dataset_of(name) for name in spec.names}) == 1
 
 
-def test_an_evaluation_set_is_measured_and_not_trained_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_set_is_measured_and_not_trained_on(project: Project) -> None:
     project.settings |= {"eval_steps_interval": 1, "num_eval_images": 8, "max_train_steps": 2}
     project.datasets[1] |= {"dataset_type": "eval"}
     work = project.start()
-    measured = [spec.names[0] for spec in work.drawn[:2]]
-    assert sorted(map(dataset_of, measured)) == ["other", "other"]
-    assert {dataset_of(name) for spec in work.drawn[2:] for name in spec.names} == {"wide"}
-    assert [event for event in project.events if event["type"] == "eval"]
+    drawn = Counter(dataset_of(name) for spec in work.drawn for name in spec.names)
+    assert drawn == {"other": 2, "wide": 4}  # measured with the same two, twice; two draws are ahead
+    assert [event for event in project.events if "eval" in event["type"]]
 
 
 def test_random_crops_are_drawn_anew_in_each_epoch_and_a_resumed_run_draws_the_same(project: Project) -> None:
@@ -133,10 +132,10 @@ def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> 
     work = project.start()
     listed = project.folder / "cache" / "vae" / "wide" / "problematic_files.txt"
     assert str(listed) in work.notice("left alone from now on")
-    assert listed.read_text().startswith("clip-013.mp4: frame")
+    assert listed.read_text().startswith("clip-013.mp4: is damaged")
     again = project.start()
     assert again.latent_names == []
-    assert "clip-013.mp4 (frame" in again.notice("are left out", "broken file")
+    assert "clip-013.mp4 (is damaged" in again.notice("are left out", "broken file")
     assert project.file("wide", "clip-013.mp4").exists()
     shutil.copy(project.file("wide", "clip-001.mp4"), project.file("wide", "clip-013.mp4"))  # mended
     assert not any("clip-013" in text for text in project.start().notices)

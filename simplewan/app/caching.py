@@ -31,6 +31,7 @@ class Caches:
     """Where each sample's latents and each text's embedding are, as (store, key); what could not be encoded; and for
     image-to-video the first frames as conditions, and as seen by CLIP."""
 
+    stores: Stores
     latents: Mapping[str, Place]
     texts: Mapping[str, Place]
     failed: Mapping[str, str]
@@ -67,7 +68,7 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
     release_memory()
     if failed and context.options.data.delete_problematic_images:
         quarantine(context, gathered, failed)
-    return Caches(latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
+    return Caches(stores, latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
 
 
 def _fill_samples(

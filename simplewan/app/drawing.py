@@ -9,7 +9,7 @@ from simplewan.app.context import Context
 from simplewan.app.fetching import Fetch
 from simplewan.batches.mixing import MixedDataset, dataset_weights
 from simplewan.batches.sampler import Sampler
-from simplewan.batches.sizes import SampleRef
+from simplewan.batches.sizes import SampleRef, unmatched
 from simplewan.batches.windows import Window
 from simplewan.data.samples import Sample
 from simplewan.options import DatasetOptions
@@ -30,9 +30,17 @@ def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
     ]
     reweigh = partial(dataset_weights, datasets, options.data.data_backend_sampling)
     weights = reweigh({})
+    windows = {
+        entry.id: Window(entry.start_epoch, entry.end_epoch, entry.start_step, entry.end_step)
+        for entry in fetch.gathered.entries.values()
+    }
+    refs = [
+        _ref(sample, fetch.gathered.entries[sample.dataset], weights[sample.dataset], windows[sample.dataset])
+        for sample in usable
+    ]
     roles = len(context.flavour.trained_experts)
     return Sampler(
-        [_ref(sample, fetch.gathered.entries[sample.dataset], weights[sample.dataset]) for sample in usable],
+        refs,
         options.data.train_batch_size,
         options.run.seed,
         role,
@@ -47,7 +55,12 @@ def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
     )
 
 
-def _ref(sample: Sample, entry: DatasetOptions, weight: float) -> SampleRef:
+def unused_sizes(context: Context, fetch: Fetch) -> list[str]:
+    """The keys of bucket_batch_sizes that name no bucket there is."""
+    return unmatched(context.options.data.bucket_batch_sizes or {}, {s.bucket for s in fetch.gathered.training})
+
+
+def _ref(sample: Sample, entry: DatasetOptions, weight: float, window: Window) -> SampleRef:
     return SampleRef(
         name=sample.id,
         bucket=sample.clip.bucket + (REGULARISATION if entry.is_regularisation_data else ""),
@@ -55,5 +68,5 @@ def _ref(sample: Sample, entry: DatasetOptions, weight: float) -> SampleRef:
         num_captions=len(sample.captions),
         weight=weight,
         dataset=entry.id,
-        window=Window(entry.start_epoch, entry.end_epoch, entry.start_step, entry.end_step),
+        window=window,
     )

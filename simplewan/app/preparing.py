@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simplewan.app.caching import Caches, fill_caches
 from simplewan.app.context import Context
-from simplewan.app.drawing import make_sampler
+from simplewan.app.drawing import make_sampler, unused_sizes
 from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import gather
 from simplewan.app.rendering import render_settings
@@ -42,7 +42,7 @@ def prepare(context: Context, *, epoch: int = 0) -> Prepared:
         caches,
         context.flavour.text_tokens,
         pin_memory=context.device.type == "cuda",
-        renewal=Renewal(context, gathered, epoch=epoch, first=caches.latents) if renews else None,
+        renewal=Renewal(context, gathered, caches, epoch=epoch) if renews else None,
     )
     return Prepared(caches, fetch, render, make_plan(context, fetch, validates=render is not None))
 
@@ -69,6 +69,8 @@ def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
     sampler = make_sampler(context, fetch, experts[0])
     for pruned in sampler.pruned:
         context.say(f"{pruned}", warning=True)
+    for bucket in unused_sizes(context, fetch):
+        context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"', warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,
         num_train_epochs=options.run.num_train_epochs,

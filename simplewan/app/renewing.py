@@ -10,12 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from simplewan.app.caching import Place, fill_wanted
+from simplewan.app.caching import Caches, Place, fill_wanted
 from simplewan.app.context import Context
 from simplewan.app.device import release_memory
 from simplewan.app.encoders import Vae, VaeEncoder
 from simplewan.app.gathering import Gathered, scan_entry
-from simplewan.app.stores import Stores
 from simplewan.app.wanted import wanted_latents_of
 from simplewan.caches import house
 from simplewan.caches.store import Store
@@ -25,14 +24,15 @@ KEPT_EPOCHS = 2  # two roles may stand in neighbouring epochs
 
 
 class Renewal:
-    """The places of renewed latents by epoch; `first` are those of the epoch that the run starts in."""
+    """The places of renewed latents by epoch; `caches` hold those of `epoch`, the one that the run starts in."""
 
-    def __init__(self, context: Context, gathered: Gathered, *, epoch: int, first: Mapping[str, Place]) -> None:
+    def __init__(self, context: Context, gathered: Gathered, caches: Caches, *, epoch: int) -> None:
         self._context = context
+        self._stores = caches.stores
         self._entries = [entry for entry in gathered.entries.values() if entry.renews_crops]
         self._datasets = frozenset(entry.id for entry in self._entries)
         self._gathered = gathered
-        self._places: dict[int, Mapping[str, Place]] = {epoch: first}
+        self._places: dict[int, Mapping[str, Place]] = {epoch: caches.latents}
         self._turn = threading.Lock()
 
     def place(self, name: str, epoch: int) -> Place | None:
@@ -52,10 +52,9 @@ class Renewal:
 
     def _renew(self, epoch: int) -> dict[str, Place]:
         places: dict[str, Place] = {}
-        stores = Stores(self._context, self._gathered)
         for entry in self._entries:
             found = scan_entry(self._context, entry, epoch=epoch)
-            wanted = wanted_latents_of(self._context, entry, stores.latents(entry.id), found.samples)
+            wanted = wanted_latents_of(self._context, entry, self._stores.latents(entry.id), found.samples)
             encoder = VaeEncoder(Vae(self._context), {sample.id: sample for sample in found.samples})
             filled = fill_wanted(self._context, wanted, encoder, what=f"latents of {entry.id} for epoch {epoch + 1}")
             places.update({name: (wanted.store, key) for name, key in filled.keys.items()})

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import floor
 
-from simplewan.data.draws import draw, uniform
 from simplewan.batches.sizes import SampleRef, appearances
 from simplewan.batches.windows import ALWAYS, Window
+from simplewan.data.draws import draw, uniform
 
 Lines = Mapping[str, Sequence[str]]
 

@@ -16,11 +16,11 @@ from functools import cached_property
 from typing import Any
 
 from simplewan.batches.course import Course, Mark
-from simplewan.data.draws import uniform
 from simplewan.batches.enough import Demand, Reweigh, require_enough
 from simplewan.batches.epochs import EpochPlan, Stream, plan_epoch
 from simplewan.batches.sizes import NO_SIZES, NeverDrawn, Pruned, SampleRef, groups_of, never_drawn, prune
 from simplewan.batches.windows import ALWAYS
+from simplewan.data.draws import uniform
 
 STATE_VERSION = 1
 DROPPED = -1

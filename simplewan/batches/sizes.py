@@ -13,8 +13,8 @@ from math import floor
 from operator import attrgetter
 from types import MappingProxyType
 
-from simplewan.data.draws import uniform
 from simplewan.batches.windows import ALWAYS, Window, corners
+from simplewan.data.draws import uniform
 
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 

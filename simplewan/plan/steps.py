@@ -76,11 +76,13 @@ def plan_run(
         ignore_final_epochs=ignore_final_epochs,
         epoch_end=epoch_end,
     )
-    many = 64  # long enough for carried remainders to even out
+    # Long enough for carried remainders to even out, and not beyond the run: datasets may end with it.
+    many = next((epochs for epochs in (1, 2, 4, 8, 16, 32) if epoch_end(epochs) >= total), 64)
     per_epoch = max(epoch_end(many) / many, 1e-9)
     checkpoints = multiples(checkpoint_step_interval, total)
     epoch = checkpoint_epoch_interval
-    while checkpoint_epoch_interval > 0 and epoch_end(epoch) <= total:
+    last = num_train_epochs or total * accumulation  # where no dataset is left, epochs end without a step
+    while checkpoint_epoch_interval > 0 and epoch <= last and epoch_end(epoch) <= total:
         checkpoints.add(max(1, epoch_end(epoch)))
         epoch += checkpoint_epoch_interval
     validations = multiples(validation_step_interval, total)

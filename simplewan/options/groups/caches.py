@@ -27,5 +27,7 @@ class CacheOptions(Group):
         128, minimum=1, unit="records", restart_safe=True, help="Most records of one cache file."
     )
     compress_disk_cache: bool = option(
-        False, later="compressed cache records (zstd)", help="Compress each cached record; off keeps plain memory maps."
+        False,
+        restart_safe=True,
+        help="Compress each cached record (zstd); off keeps plain memory maps. What is there is read either way.",
     )
