@@ -53,7 +53,7 @@ def run(store: Store, *, size: int = 100, encoded: list[str] | None = None):
         (errno.ENOSPC, "the disk is full; free some room, or put the caches elsewhere with cache_dir"),
         (errno.EDQUOT, "your quota is used up"),
         (errno.EROFS, "read-only disk; put the caches elsewhere"),
-        (errno.EACCES, "may not be written; ask for the right to write there"),
+        (errno.EACCES, "may not be written or read; ask for the right to write there"),
     ],
 )
 def test_a_refusal_is_told_and_the_next_start_goes_on(tmp_path, monkeypatch, call, number, words):
@@ -185,7 +185,7 @@ def test_a_folder_that_is_only_readable_is_read_and_otherwise_named():
                 store = Store(folder / "cache")
                 assert run(store).keys == keys and float(store.get(keys["i3"])[0]) == 3.0
                 more = Item("more", {"content": 99})
-                with pytest.raises(UserError, match=f"{folder}/cache: may not be written"):
+                with pytest.raises(UserError, match=f"{folder}/cache: may not be written or read"):
                     store.put({more.key: (torch.zeros(3), {"names": ["more"], "components": {}})})
                 with pytest.raises(UserError, match="may not be written"):
                     Store(folder / "other")

@@ -325,6 +325,23 @@ def test_bad_records_are_found_set_aside_and_made_anew(tmp_path, compress):
     assert verify(Store(tmp_path)) == {}
 
 
+def test_what_is_moved_may_take_the_name_of_a_damaged_shard(tmp_path):
+    store = Store(tmp_path)
+    put(store, "a", "b")
+    record = store.record("a")
+    data = bytearray((tmp_path / record.shard).read_bytes())
+    data[record.end - 1] ^= 64
+    put(store, "b")
+    (other,) = store.shards().keys() - {record.shard}
+    (tmp_path / record.shard).write_bytes(bytes(data))
+    (tmp_path / other).write_bytes(b"not a shard")
+    store = Store(tmp_path)
+    faults = verify(store)
+    assert faults.keys() == {"a", other}
+    assert set_aside(store, faults) == 1
+    assert Store(tmp_path).keys() == {"b"} and torch.equal(store.get("b"), value("b"))
+
+
 def test_verifying_and_pruning_can_be_interrupted(tmp_path):
     store = Store(tmp_path)
     for name in "abcdef":

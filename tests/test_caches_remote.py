@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from simplewan.caches import remote
+from simplewan.caches import store as store_module
 from simplewan.caches.fill import fill
 from simplewan.caches.house import compact, prune, set_aside, sizes, verify
 from simplewan.caches.keys import Item
@@ -326,7 +327,7 @@ def test_a_fill_that_a_server_stopped_goes_on_without_encoding_twice(far, open_s
             flush_records=3,
         ).encoded
 
-    far.fail = lambda name, _path, call: OSError(5, "down") if name == "write" and call in (3, 4) else None
+    far.fail = lambda name, _path, call: OSError(5, "down") if name == "write" and call in (2, 3) else None
     with pytest.raises(PlaceError):
         run()
     assert len(open_store(mirror="other")) < len(encoded) < 12
@@ -355,11 +356,13 @@ def test_a_place_that_was_never_written_to_is_empty_and_other_files_are_left_alo
     put(open_store(), "a")
     (shard,) = (tmp_path / "far").glob("*.safetensors")
     (tmp_path / "far" / "deeper" / shard.name).write_bytes(b"not a shard of this store")
+    (tmp_path / "far" / "shard-old").mkdir()
+    (tmp_path / "far" / "shard-old" / "x.safetensors").write_bytes(b"not a shard at all")
     (tmp_path / "far" / "notes.txt").write_bytes(b"x")
     store = open_store()
     assert store.damaged == {} and store.keys() == {"a"}
     prune(store, set(), unguarded=True)
-    assert copies(tmp_path / "far") == ["notes.txt", shard.name]
+    assert copies(tmp_path / "far") == ["notes.txt", shard.name, "x.safetensors"]
 
 
 def test_keeping_house_elsewhere(far, open_store, tmp_path):
@@ -421,6 +424,23 @@ def test_what_will_be_needed_is_fetched_meanwhile(far, open_store):
     assert [torch.equal(tensor, value(name)) for name, tensor in zip("ab", store.get_many("ab"), strict=True)]
 
 
+def test_a_copy_that_goes_while_it_is_being_mapped_is_fetched_again(far, open_store, monkeypatch):
+    put(open_store(), "a")
+    store = open_store(mirror="other")
+    original, left = store_module.safe_open, [3]
+
+    def late(path: Path, framework: str) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            path.unlink()
+            if left[0]:
+                raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+        return original(path, framework=framework)
+
+    monkeypatch.setattr(store_module, "safe_open", late)
+    assert torch.equal(store.get("a"), value("a"))
+
+
 def test_threads_fetch_a_shard_once(far, open_store):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -465,7 +485,7 @@ def share(folder: str, mirror: str, number: int, results: Any) -> None:
         return OSError(5, "down") if fails[0] % 7 == number else None
 
     far.fail = fail
-    store = Store(RemoteShelf(far, mirror, mirror_bytes=100_000, first_delay_seconds=0.01))
+    store = Store(RemoteShelf(far, mirror, mirror_bytes=200_000, first_delay_seconds=0.01))
     encoded = []
 
     def encode(group):
@@ -485,7 +505,8 @@ def share(folder: str, mirror: str, number: int, results: Any) -> None:
         flush_records=4,
         look_seconds=0.02,
     )
-    good = all(torch.equal(store.get(key), value(name)) for name, key in filled.keys.items())
+    places = sorted((store.record(key).shard, key, name) for name, key in filled.keys.items())
+    good = all(torch.equal(store.get(key), value(name)) for _shard, key, name in places)
     results.put((len(filled.keys), len(encoded), good))
 
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -170,7 +171,7 @@ class RemoteShelf:
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            self._patiently(f"deleting {name}", lambda name=name: self._backend.delete(name))
+            self._patiently(f"deleting {name}", partial(self._backend.delete, name))
 
     def set_aside(self, name: str) -> None:
         """Copied and deleted, because a place may have no renaming."""

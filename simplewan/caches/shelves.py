@@ -43,8 +43,8 @@ REFUSALS = {
     errno.EDQUOT: ("cannot be written: your quota is used up", f"free some room, or {ELSEWHERE}; {STAYS}"),
     errno.EFBIG: ("cannot be written: files of this size are not allowed", f"raise ulimit -f, or {ELSEWHERE}; {STAYS}"),
     errno.EROFS: ("cannot be written: it is on a read-only disk", f"{ELSEWHERE}; {STAYS}"),
-    errno.EACCES: ("may not be written", f"ask for the right to write there, or {ELSEWHERE}; {STAYS}"),
-    errno.EPERM: ("may not be written", f"ask for the right to write there, or {ELSEWHERE}; {STAYS}"),
+    errno.EACCES: ("may not be written or read", f"ask for the right to write there, or {ELSEWHERE}; {STAYS}"),
+    errno.EPERM: ("may not be written or read", f"ask for the right to write there, or {ELSEWHERE}; {STAYS}"),
     errno.ENOTDIR: ("is no folder", ELSEWHERE),
     errno.EEXIST: ("is no folder", ELSEWHERE),
 }
@@ -154,7 +154,7 @@ class FolderShelf:
         self.folder = Path(folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.folder, os.O_RDONLY)
+            self._descriptor = os.open(self.folder, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self._hold()
         self.removed_leftovers = remove_leftovers(self.folder, TEMPORARY)

@@ -8,6 +8,7 @@ mapped at a time. A store may hold plain and packed records; only those that are
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from simplewan.caches.shelves import FolderShelf, Shelf
 from simplewan.data.backends.base import Entry
 from simplewan.errors import Problem, UserError
 
-LOOKS = 4
+LOOKS = 8  # each fails only if a shard goes between being found and being mapped
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Store:
             self._close(next(iter(self._open)))
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            self._open[name] = _Mapped(safe_open(path, framework="pt"), descriptor, path)
+            self._open[name] = _Mapped(_map_file(path), descriptor, path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -266,6 +267,16 @@ class Store:
         mapped = self._open.pop(name, None)
         if mapped is not None:
             os.close(mapped.descriptor)
+
+
+def _map_file(path: Path) -> Any:
+    """The mapped file. FileNotFoundError also when it goes meanwhile: safetensors opens it twice."""
+    try:
+        return safe_open(path, framework="pt")
+    except RuntimeError as error:  # torch's own word for a file that it cannot open
+        if path.exists():
+            raise
+        raise FileNotFoundError(errno.ENOENT, "removed meanwhile", str(path)) from error
 
 
 def _changed(entry: Entry, shard: Shard) -> bool:

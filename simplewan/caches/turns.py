@@ -26,12 +26,12 @@ class Turns:
 
         `pending` is in order, and not empty.
         """
-        following = None if self._last is None else self._last + 1
-        if following in pending:
-            self._last = following
+        if self._last is not None and self._last + 1 in pending:
+            position = self._last + 1
         else:
-            self._last = next(iter(pending)) if self._alone else self._draw.choice(list(pending))
-        return self._last
+            position = next(iter(pending)) if self._alone else self._draw.choice(list(pending))
+        self._last = position
+        return position
 
     def meet(self, *, here: bool) -> None:
         """Somebody else works on the plan, too; `here`: on what this process is at, so it goes on elsewhere."""
