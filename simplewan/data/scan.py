@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from simplewan.data.backends import Backend, Entry, LocalBackend, Source
+from simplewan.data.backends import Backend, Entry, Source
+from simplewan.data.backends.opening import open_backend
 from simplewan.data.captions import CaptionError, caption_files, missing_caption, parse_captions, stem
 from simplewan.data.index import Index
 from simplewan.data.media import MediaError, MediaInfo, is_media_name, probe
@@ -43,7 +44,7 @@ def scan(
     Raises UserError when the folder is missing or the index cannot be used. Whatever `check` raises passes through;
     what was found until then is kept in the index.
     """
-    backend = LocalBackend(_folder(dataset))
+    backend = open_backend(dataset, cache=index_folder, emit=emit, check=check)
     rules = make_rules(dataset, flavour)
     try:
         with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
@@ -56,17 +57,6 @@ def scan(
                 fix="is another run scanning the same dataset, or the disk full or read-only?",
             )
         ) from None
-
-
-def _folder(dataset: DatasetOptions) -> Path:
-    where = f'dataset "{dataset.id}"'
-    if dataset.instance_data_dir is None:
-        raise UserError(Problem(where, "is missing", "instance_data_dir", fix="name the folder of the files"))
-    folder = Path(dataset.instance_data_dir).expanduser().absolute()
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "is a folder that does not exist"
-        raise UserError(Problem(where, what, "instance_data_dir", str(dataset.instance_data_dir)))
-    return folder
 
 
 @dataclass(frozen=True)
