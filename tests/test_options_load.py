@@ -323,10 +323,9 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
         validation_guidance_skip_layers=[9],
         datasets=[
             {**DATASET, "video": {"is_i2v": True}},
-            {"id": "h", "type": "huggingface", "dataset_type": "image", "dataset_name": "a/b"},
         ],
     )
-    expected = """base_model_precision lora_type model_flavour optimizer report_to type use_ema
+    expected = """base_model_precision lora_type model_flavour optimizer report_to use_ema
     validation_guidance_skip_layers video.is_i2v"""
     assert sorted(problem.key or "" for problem in loaded.later) == expected.split()
 

@@ -63,7 +63,7 @@ def scan_entry(context: Context, entry: DatasetOptions, *, epoch: int = 0) -> Sc
         message = f"its cache cannot be made: {error.strerror}"
         problem = Problem(f'dataset "{entry.id}"', message, "cache_dir_vae", str(folder), fix)
         raise UserError(problem) from None
-    backend = open_backend(entry, cache=folder, emit=context.emit)
+    backend = open_backend(entry, cache=folder, emit=context.emit, check=context.check)
     return scan(
         entry,
         backend,

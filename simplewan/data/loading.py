@@ -10,15 +10,19 @@ from __future__ import annotations
 import torch
 
 from simplewan.data.buckets import Clip
-from simplewan.data.media import MediaError, iter_planes
+from simplewan.data.media import MediaError, MediaInfo, iter_planes, probe
 from simplewan.data.samples import Sample
+
+SAME_RATE = 0.01  # rates this near to each other count as equal
 
 
 def load_clip(sample: Sample) -> torch.Tensor:
     """The sample's pixels, (F, C, H, W) uint8 on the CPU; the same file gives the same bits.
 
-    Raises MediaError when a frame does not decode or there are fewer than the scan promised.
+    Raises MediaError when a frame does not decode, there are fewer than the scan promised, or a table was wrong.
     """
+    if sample.described is not None:
+        _compare(sample.described, probe(sample.source))
     clip = sample.clip
     frames_FCHW = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
     views = frames_FCHW.numpy()
@@ -37,6 +41,14 @@ def load_clip(sample: Sample) -> torch.Tensor:
     if count < clip.num_frames:
         raise MediaError(f"only {count} of the {clip.num_frames} frames that it promises decode")
     return frames_FCHW
+
+
+def _compare(said: MediaInfo, found: MediaInfo) -> None:
+    """Raises MediaError when a table says another size or rate than a file has."""
+    if (said.width, said.height) != (found.width, found.height):
+        raise MediaError(f"is {found.width}x{found.height}; the table says {said.width}x{said.height}")
+    if abs(said.fps - found.fps) > SAME_RATE * found.fps:
+        raise MediaError(f"has {found.fps:g} frames a second; the table says {said.fps:g}")
 
 
 def _sizes(clip: Clip) -> list[tuple[int, int]]:

@@ -17,7 +17,10 @@ from simplewan.data.mediainfo import MediaInfo
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip of a dataset. `content` names the file's bytes (their SHA-256, or what the place knows them by)."""
+    """One clip of a dataset. `content` names the file's bytes (their SHA-256, or what the place knows them by).
+
+    `described` is what a table says is in the file, where the file itself was not looked at.
+    """
 
     id: str
     dataset: str
@@ -25,6 +28,7 @@ class Sample:
     content: str
     captions: tuple[str, ...]
     clip: Clip
+    described: MediaInfo | None = None
 
     @property
     def path(self) -> str:

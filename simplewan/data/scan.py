@@ -8,13 +8,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simplewan.data.atomic import atomic_path
-from simplewan.data.backends import Backend, Entry, Source
+from simplewan.data.backends.base import Backend, Captioned, Entry, Source
 from simplewan.data.caption_edits import Edits
 from simplewan.data.captions import CaptionError, Captions, always, caption_files, from_names, stem, text_files
+from simplewan.data.descriptions import TABLES, Descriptions, read_descriptions
 from simplewan.data.index import Index
 from simplewan.data.inspection import Inspector
 from simplewan.data.media import MediaInfo, is_media_name
@@ -28,6 +30,8 @@ from simplewan.flavours import Flavour
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
 
+# Strategies for which a place that brings captions is asked; its own table wins over text files.
+FROM_THE_PLACE = ("textfile", "csv", "huggingface")
 PROBLEMATIC = "problematic_files.txt"
 
 
@@ -87,13 +91,16 @@ class _Scanner:
     def run(self, rules: Rules) -> Scan:
         edits = Edits(self.dataset)
         listed = self._list()
+        described = read_descriptions(self.dataset, [entry.path for entry in listed if is_media_name(entry.path)])
         entries = [entry for entry in listed if _is_text(entry.path)]
         media = [entry for entry in entries if is_media_name(entry.path)]
         dropped = [_odd_name(entry.path) for entry in listed if not _is_text(entry.path) and is_media_name(entry.path)]
+        dropped += [Dropped(*refused) for refused in self.backend.refused]
         self.index.update(entries)
-        infos = self._usable(media, dropped)
+        infos = self._usable(media, described, dropped)
         fitted = self._fitted({path: Found(info) for path, info in infos.items()}, rules, dropped)
-        captions = self._captioned([entry for entry in media if entry.path in fitted], entries, edits, dropped)
+        wanted = [entry for entry in media if entry.path in fitted]
+        captions = self._captioned(wanted, entries, described, edits, dropped)
         kept = [entry for entry in media if entry.path in captions]
         if rules.finds_cuts or rules.finds_faces:
             fitted = self._fitted(self._look_closer(kept, infos, rules, dropped), rules, dropped)
@@ -107,15 +114,27 @@ class _Scanner:
             if entry.path not in digests
         ]
         fitted = {path: found for path, found in fitted.items() if path in digests}
+        from_table = self.dataset.metadata_backend in TABLES and described is not None
         samples = [
             sample
             for path, found in fitted.items()
-            for sample in self._samples(path, found, digests[path], captions[path], named_by_file=rules.one_clip)
+            for sample in self._samples(
+                path,
+                found,
+                digests[path],
+                captions[path],
+                named_by_file=rules.one_clip,
+                described=described.media(path) if described is not None and from_table else None,
+            )
         ]
         return Scan(
             samples=tuple(sorted(samples, key=lambda sample: sample.id)),
             dropped=tuple(sorted(dropped, key=lambda item: item.name)),
-            notices=make_notices(self.dataset, rules, fitted, [entry.path for entry in entries]),
+            notices=(
+                *self.backend.remarks,
+                *(described.remarks if described is not None else ()),
+                *make_notices(self.dataset, rules, fitted, [entry.path for entry in entries]),
+            ),
             dataset=self.dataset.id,
             folder=self.backend.root,
             sources={path: found.info for path, found in fitted.items()},
@@ -133,10 +152,14 @@ class _Scanner:
                 )
             ) from None
 
-    def _usable(self, media: Sequence[Entry], dropped: list[Dropped]) -> dict[str, MediaInfo]:
-        """What is in the files that decode."""
-        infos = {}
-        for path, found in self.inspector.media(media).items():
+    def _usable(
+        self, media: Sequence[Entry], described: Descriptions | None, dropped: list[Dropped]
+    ) -> dict[str, MediaInfo]:
+        """What is in the files that decode, by the table where that is asked for and says it."""
+        infos: dict[str, MediaInfo] = {}
+        if described is not None and self.dataset.metadata_backend in TABLES:
+            infos = {entry.path: said for entry in media if (said := described.media(entry.path)) is not None}
+        for path, found in self.inspector.media([entry for entry in media if entry.path not in infos]).items():
             if isinstance(found, str):
                 dropped.append(Dropped(path, found, "broken file"))
             else:
@@ -144,9 +167,14 @@ class _Scanner:
         return infos
 
     def _captioned(
-        self, media: Sequence[Entry], entries: Sequence[Entry], edits: Edits, dropped: list[Dropped]
+        self,
+        media: Sequence[Entry],
+        entries: Sequence[Entry],
+        described: Descriptions | None,
+        edits: Edits,
+        dropped: list[Dropped],
     ) -> dict[str, tuple[str, ...]]:
-        read = self._caption_reader(media, entries)
+        read = self._caption_reader(media, entries, described)
         captions = {}
         for entry in media:
             self.check()
@@ -161,16 +189,31 @@ class _Scanner:
         wanted = {file.path: file for entry in media if (file := files.get(stem(entry.path))) is not None}
         return text_files(files, self.inspector.contents(list(wanted.values())))
 
-    def _caption_reader(self, media: Sequence[Entry], entries: Sequence[Entry]) -> Captions:
-        dataset = self.dataset
+    def _caption_reader(
+        self, media: Sequence[Entry], entries: Sequence[Entry], described: Descriptions | None
+    ) -> Captions:
+        dataset, backend = self.dataset, self.backend
         strategy = "instanceprompt" if dataset.only_instance_prompt else dataset.caption_strategy
+        if strategy in FROM_THE_PLACE and isinstance(backend, Captioned) and dataset.parquet.path is None:
+            return partial(self._own_caption, backend)
+        if strategy in TABLES and described is not None:
+            return described.captions
         readers: dict[str, Callable[[], Captions]] = {
             "textfile": lambda: self._text_files(media, entries),
             "filename": lambda: from_names,
             "instanceprompt": lambda: always(dataset.instance_prompt or ""),
             "none": lambda: always(""),
         }
+        if strategy not in readers:
+            what = f"takes captions from a place that brings them; type {dataset.type} brings none"
+            raise UserError(Problem(f'dataset "{dataset.id}"', what, "caption_strategy", strategy))
         return readers[strategy]()
+
+    def _own_caption(self, backend: Captioned, entry: Entry) -> tuple[str, ...]:
+        captions = backend.captions(entry.path)
+        if not captions:
+            raise CaptionError("no caption", "the table has no caption for it")
+        return captions
 
     def _fitted(self, known: Mapping[str, Found], rules: Rules, dropped: list[Dropped]) -> dict[str, Fitted]:
         fitted = {}
@@ -198,7 +241,14 @@ class _Scanner:
         return known
 
     def _samples(
-        self, path: str, found: Fitted, digest: str, captions: tuple[str, ...], *, named_by_file: bool
+        self,
+        path: str,
+        found: Fitted,
+        digest: str,
+        captions: tuple[str, ...],
+        *,
+        named_by_file: bool,
+        described: MediaInfo | None,
     ) -> list[Sample]:
         """A sample for each clip; where a file may give several, the name says which."""
         name, source = f"{self.dataset.id}/{path}", Source(self.backend, path)
@@ -210,6 +260,7 @@ class _Scanner:
                 content=digest,
                 captions=captions,
                 clip=clip,
+                described=described,
             )
             for clip in found.clips
         ]

@@ -15,10 +15,6 @@ from simplewan.options.declare import Group, declarations, option
 from simplewan.options.groups.data import DataOptions
 from simplewan.options.values import Integers, Numbers, Resolution, Resolutions, Words
 
-_CSV = "datasets from a CSV file"
-_HUB = "datasets from the Hugging Face hub"
-_S3 = "datasets on S3"
-_TABLE = "metadata_backend=parquet|csv"
 TRAINING_TYPES = ("video", "image")
 # config.json gives these their defaults.
 INHERITED = (
@@ -148,9 +144,9 @@ class DatasetOptions(Group):
     id: str = option("", help="Name of the entry; every entry has one of its own.")
     type: str = option(
         "local",
-        choices=("local",),
-        later_choices={"csv": _CSV, "huggingface": _HUB, "aws": _S3},
-        help="Where the files are: local is a folder.",
+        choices=("local", "csv", "huggingface", "aws"),
+        help="Where the files are: local is a folder, csv a table that names them, huggingface a dataset of the hub or "
+        "of its library, aws a bucket of S3 or a service like it (which may hold caches, too).",
     )
     dataset_type: str = option(
         "image",
@@ -286,28 +282,66 @@ class DatasetOptions(Group):
     cache_dir_conditioning_image_embeds: Path | None = option(
         None, applies="conditioning_image_embeds", restart_safe=True, help="Folder of that cache."
     )
-    csv_file: Path | None = option(None, applies="type=csv", help="The CSV file (columns video,prompt or named below).")
-    csv_caption_column: str = option("caption", applies="type=csv", help="Column of the captions.")
-    csv_video_column: str = option("video", applies="type=csv", help="Column of the files.")
-    csv_cache_dir: Path | None = option(None, applies="type=csv", help="Folder for files that are downloaded.")
-    dataset_name: str | None = option(None, applies="type=huggingface", help="Dataset on the hub: user/name.")
+    csv_file: Path | None = option(
+        None, applies="type=csv", help="The table: CSV, TSV, JSON lines or Parquet. Its files count from its folder."
+    )
+    csv_caption_column: str = option(
+        "caption", applies="type=csv", help="Column of the captions; prompt or text is taken where there is no caption."
+    )
+    csv_video_column: str = option(
+        "video",
+        applies="type=csv",
+        help="Column of the files or addresses; file_name, path ... where there is no video.",
+    )
+    csv_cache_dir: Path | None = option(
+        None,
+        applies="type=csv",
+        restart_safe=True,
+        help="Folder for files that are downloaded; none is one below the dataset's cache.",
+    )
+    dataset_name: str | None = option(
+        None, applies="type=huggingface", help="Dataset on the hub (user/name), or a folder of this machine."
+    )
     dataset_config: str | None = option(None, applies="type=huggingface", help="Its configuration.")
     split: str = option("train", applies="type=huggingface", help="Its split.")
     revision: str | None = option(None, applies="type=huggingface", help="Its branch, tag or commit.")
-    caption_column: str | None = option(None, applies="type=huggingface", help="Its column of captions.")
-    video_column: str | None = option(None, applies="type=huggingface", help="Its column of videos.")
-    image_column: str | None = option(None, applies="type=huggingface", help="Its column of images.")
-    streaming: bool = option(False, applies="type=huggingface", help="Read it without downloading it first.")
-    huggingface: dict[str, Any] | None = option(None, applies="type=huggingface", help="Further keys as one object.")
-    aws_bucket_name: str | None = option(None, applies="type=aws", help="The bucket.")
-    aws_endpoint_url: str | None = option(None, applies="type=aws", help="Address of the service.")
-    aws_region_name: str | None = option(None, applies="type=aws", help="Its region.")
-    aws_data_prefix: str = option("", applies="type=aws", help="Prefix of the files in the bucket.")
-    aws_access_key_id: str | None = option(None, applies="type=aws", secret=True, help="Access key; use {env:NAME}.")
-    aws_secret_access_key: str | None = option(
-        None, applies="type=aws", secret=True, help="Its secret; use {env:NAME}."
+    caption_column: str | None = option(
+        None, applies="type=huggingface", help="Its column of captions; none takes the one that can be meant."
     )
-    aws_max_pool_connections: int = option(128, minimum=1, applies="type=aws", help="Connections at a time.")
+    video_column: str | None = option(
+        None, applies="type=huggingface", help="Its column of videos; none takes the one that can be meant."
+    )
+    image_column: str | None = option(
+        None, applies="type=huggingface", help="Its column of images; none takes the one that can be meant."
+    )
+    streaming: bool = option(
+        False,
+        applies="type=huggingface",
+        restart_safe=True,
+        help="Read it once, row by row, into the cache instead of loading it as a whole.",
+    )
+    huggingface: dict[str, Any] | None = option(
+        None, applies="type=huggingface", help="The eight keys before this one as one object, which goes before them."
+    )
+    aws_bucket_name: str | None = option(None, applies="type=aws", help="The bucket.")
+    aws_endpoint_url: str | None = option(
+        None, applies="type=aws", restart_safe=True, help="Address of the service; none is AWS."
+    )
+    aws_region_name: str | None = option(None, applies="type=aws", restart_safe=True, help="Its region.")
+    aws_data_prefix: str = option("", applies="type=aws", help="Folder in the bucket, of the files or of the cache.")
+    aws_access_key_id: str | None = option(
+        None,
+        applies="type=aws",
+        restart_safe=True,
+        secret=True,
+        help="Access key; use {env:NAME}. None leaves both to AWS' own chain (environment, profile, role).",
+    )
+    aws_secret_access_key: str | None = option(
+        None, applies="type=aws", restart_safe=True, secret=True, help="Its secret; use {env:NAME}."
+    )
+    aws_max_pool_connections: int = option(
+        128, minimum=1, applies="type=aws", restart_safe=True, help="Connections at a time."
+    )
     video: VideoOptions = option(
         None, factory=VideoOptions, help="How videos are cut: num_frames, min_frames, bucket_strategy ..."
     )

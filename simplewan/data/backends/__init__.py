@@ -5,7 +5,7 @@ relative to the root, with "/" between the parts, on every system. Source files 
 deleting are for caches.
 """
 
-from simplewan.data.backends.base import Backend, Entry, Source, WritableBackend
+from simplewan.data.backends.base import Backend, Captioned, Entry, Refused, Source, WritableBackend
 from simplewan.data.backends.local import LocalBackend
 
-__all__ = ["Backend", "Entry", "LocalBackend", "Source", "WritableBackend"]
+__all__ = ["Backend", "Captioned", "Entry", "LocalBackend", "Refused", "Source", "WritableBackend"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 
 class Entry(NamedTuple):
@@ -24,6 +24,14 @@ class Entry(NamedTuple):
     stamp: int | str
 
 
+class Refused(NamedTuple):
+    """Something that a place names but cannot give: a row of a table, say. `kind` groups the reasons."""
+
+    name: str
+    reason: str
+    kind: str = "not usable"
+
+
 class Backend(Protocol):
     """What scanning and loading need of a place that holds files. Threads may share it."""
 
@@ -32,8 +40,21 @@ class Backend(Protocol):
         """The place in words and for comparing: "/data/clips", "s3://bucket/prefix". Never holds a secret."""
         ...
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What there is to say once all files were listed: a column that was guessed, say. Nothing before."""
+        ...
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        """What the last listing named and left out, with the reasons."""
+        ...
+
     def list(self) -> Iterator[Entry]:
-        """Every file below the root that is neither hidden nor temporary, sorted by path. Raises OSError."""
+        """Every file below the root that is neither hidden nor temporary, sorted by path. Raises OSError.
+
+        A place that is described by a table raises UserError when the table cannot be used.
+        """
         ...
 
     def stat(self, path: str) -> Entry:
@@ -66,6 +87,15 @@ class WritableBackend(Backend, Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file of a cache; one that is not there is no error."""
+        ...
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """A place that brings captions with its files: `isinstance(backend, Captioned)` tells."""
+
+    def captions(self, path: str) -> tuple[str, ...] | None:
+        """The variants of a listed file's caption; None where it has none."""
         ...
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from simplewan.data.atomic import atomic_path
-from simplewan.data.backends.base import Entry
+from simplewan.data.backends.base import Entry, Refused
 
 IGNORED_SUFFIXES = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".swp", ".bak", "~")
 
@@ -22,6 +22,11 @@ IGNORED_SUFFIXES = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".downl
 def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is hidden or unfinished."""
     return name.startswith(".") or name.lower().endswith(IGNORED_SUFFIXES)
+
+
+def is_ignored_path(path: str) -> bool:
+    """Whether the file, or a folder on the way to it, is hidden or unfinished."""
+    return any(is_ignored(part) for part in path.split("/"))
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class LocalBackend:
     @property
     def root(self) -> str:
         return str(self.folder)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        return ()
 
     def list(self) -> Iterator[Entry]:
         yield from sorted(_walk(self.folder), key=itemgetter(0))

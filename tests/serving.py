@@ -1,0 +1,155 @@
+"""Servers for tests: an S3 service in a process of its own, and a proxy before it that fails when it is told to."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HEADERS_OF_A_HOP = ("connection", "transfer-encoding", "keep-alive")
+
+
+@contextmanager
+def s3_server(*, page: int = 1000) -> Iterator[str]:
+    """moto's server, a process of its own, which lists `page` objects at once; gives its address."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    environment = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(page)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "Running on" in line:
+                address = line.split()[-1].strip("\x1b[0m")
+                break
+        else:
+            raise AssertionError("".join(said))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def web_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A web server in a thread; gives its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
+class Fault:
+    """How the next `times` requests that `method` and `wanted` describe fail.
+
+    kind: "status" (answers `status` with the S3 error `code`), "drop" (closes the connection without an answer), "cut"
+    (closes it after half of the body), "hang" (does not answer).
+    """
+
+    kind: str
+    times: int = 1
+    method: str = "GET"
+    wanted: str = ""
+    status: int = 503
+    code: str = "SlowDown"
+
+
+@dataclass
+class Proxy:
+    """Hands requests on to `target`, after the faults are used up; `seen` lists them."""
+
+    target: str
+    address: str = ""
+    faults: list[Fault] = field(default_factory=list)
+    seen: list[tuple[str, str, str]] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def methods(self) -> list[str]:
+        return [method for method, _, _ in self.seen]
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.times and fault.method == method and fault.wanted in path:
+                fault.times -= 1
+                return fault
+        return None
+
+
+@contextmanager
+def proxy(target: str) -> Iterator[Proxy]:
+    """A proxy in a thread before the server at `target`."""
+    relay = Proxy(target)
+    with web_server(_relay(relay)) as address:
+        relay.address = address
+        try:
+            yield relay
+        finally:
+            relay.released.set()
+
+
+def _relay(relay: Proxy) -> type[BaseHTTPRequestHandler]:
+    class Relay(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def relay(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            relay.seen.append((self.command, self.path, self.headers.get("Range") or ""))
+            fault = relay.fault(self.command, self.path)
+            if fault is not None and fault.kind != "cut":
+                self.fail(fault)
+                return
+            status, headers, content = self.ask(body)
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in HEADERS_OF_A_HOP:
+                    self.send_header(name, value)
+            self.end_headers()
+            if fault is not None:
+                content = content[: len(content) // 2]
+                self.close_connection = True
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            connection = http.client.HTTPConnection(relay.target.removeprefix("http://"), timeout=30)
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in HEADERS_OF_A_HOP}
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            return answer.status, answer.getheaders(), content
+
+        def fail(self, fault: Fault) -> None:
+            if fault.kind == "hang":
+                relay.released.wait(30)
+            if fault.kind in ("hang", "drop"):
+                self.close_connection = True
+                return
+            content = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(fault.status)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    return Relay
