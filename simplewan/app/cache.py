@@ -19,8 +19,9 @@ from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
 from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
+from simplewan.caches.remote import PlaceError
 from simplewan.caches.store import Store
-from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, Progress
 from simplewan.models.wan.loading import check_files
 from simplewan.options import Loaded
@@ -34,19 +35,20 @@ FILL, LIST, VERIFY, PRUNE = "fill", "list", "verify", "prune"
 
 @dataclass
 class CacheOutcome:
-    """How it ended, and a record of each store."""
+    """How it ended, and a record of each store; `force` is what was asked for."""
 
+    force: bool = False
     exit_code: int = EXIT_DONE
     stores: list[dict[str, Any]] = field(default_factory=list)
 
 
-def cache(loaded: Loaded, action: str) -> CacheOutcome:
+def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
     """Do `action` (fill, list, verify or prune) with the caches that a run of `loaded` would use.
 
-    The exit code is 1 when damaged records were found. Raises UserError for a mistake that only the files could show.
+    `force` prunes where nobody can tell whether others use a place. The exit code is 1 when damaged records were found. Raises UserError for a mistake that only the files could show.
     """
     quiet_loading_bars()
-    console, emit, outcome = Console(), Emitter(), CacheOutcome()
+    console, emit, outcome = Console(), Emitter(), CacheOutcome(force=force)
     emit.add(console)
     check_files(loaded.options.model, loaded.flavour, with_other_stage=False)
     with SignalWatch() as signals:
@@ -58,6 +60,8 @@ def cache(loaded: Loaded, action: str) -> CacheOutcome:
             ACTIONS[action](context, gather(context), outcome)
         except Interrupted as stop:
             outcome.exit_code = stop.exit_code
+        except PlaceError as error:
+            raise UserError(Problem(error.place, str(error), fix="start again when it answers")) from error
         except torch.OutOfMemoryError:
             emit(ErrorHappened(OUT_OF_MEMORY, where="cache", fatal=True))
             outcome.exit_code = EXIT_FAILURE
@@ -121,7 +125,7 @@ def _prune(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
     for store, wanted in _by_store(context, gathered):
         stale, foreign = _stale(store, wanted, gathered)
         going = {record.key for record in stale}
-        pruned = house.prune(store, store.keys() - going, check=context.check)
+        pruned = house.prune(store, store.keys() - going, unguarded=outcome.force, check=context.check)
         outcome.stores.append({"place": store.place, **asdict(pruned), "records_of_others": foreign})
 
 

@@ -19,6 +19,7 @@ from simplewan.app.gathering import Gathered, quarantine
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import FIRST_FRAME, Wanted, wanted_conditions, wanted_images, wanted_latents, wanted_texts
 from simplewan.caches.fill import Encode, Filled, fill
+from simplewan.caches.remote import PlaceError
 from simplewan.caches.store import Store
 from simplewan.errors import Problem, UserError
 from simplewan.models.wan.loading import needs_image_embeds
@@ -99,17 +100,21 @@ def _fill_texts(context: Context, texts: Sequence[Wanted]) -> dict[str, Place]:
 
 def fill_wanted(context: Context, wanted: Wanted, encode: Encode, *, what: str) -> Filled:
     """Encode what a store lacks, and say how much that was."""
-    filled = fill(
-        wanted.store,
-        wanted.items,
-        encode,
-        batch_size=wanted.batch_size,
-        label=wanted.label,
-        key=wanted.key,
-        flush_records=wanted.flush_records,
-        emit=context.emit,
-        check=context.check,
-    )
+    try:
+        filled = fill(
+            wanted.store,
+            wanted.items,
+            encode,
+            batch_size=wanted.batch_size,
+            label=wanted.label,
+            key=wanted.key,
+            flush_records=wanted.flush_records,
+            emit=context.emit,
+            check=context.check,
+        )
+    except PlaceError as error:
+        fix = "start again when it answers; what was encoded is kept here until then"
+        raise UserError(Problem(wanted.label, str(error), fix=fix)) from error
     if filled.encoded:
         context.say(f"{what}: {filled.encoded} encoded, {filled.reused} already cached")
     return filled

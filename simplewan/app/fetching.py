@@ -10,6 +10,9 @@ from simplewan.app.renewing import Renewal
 from simplewan.app.wanted import NO_CAPTION
 from simplewan.batches.batch import Batch, collate
 from simplewan.batches.sampler import DROPPED, BatchSpec
+from simplewan.caches.remote import PlaceError
+from simplewan.caches.shards import ShardError
+from simplewan.errors import TrainingFailure
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,13 @@ class Fetch:
     renewal: Renewal | None = None
 
     def __call__(self, spec: BatchSpec) -> Batch:
+        """Raises TrainingFailure when a cache elsewhere does not answer, or a record is damaged."""
+        try:
+            return self._batch(spec)
+        except (PlaceError, ShardError) as error:
+            raise TrainingFailure(f"the cache of {', '.join(spec.names)} cannot be read: {error}") from error
+
+    def _batch(self, spec: BatchSpec) -> Batch:
         latents, embeds = [], []
         for name, caption in zip(spec.names, spec.captions, strict=True):
             sample = self.gathered.samples[name]

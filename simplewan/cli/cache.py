@@ -20,7 +20,7 @@ from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.quiet import settle_environment
 
 ACTIONS = ("fill", "list", "verify", "prune")
-FLAGS = (*ACTIONS, "json")
+FLAGS = (*ACTIONS, "force", "json")
 NAMED = 5
 HELP = """usage: simpletuner cache [env=NAME | example=NAME | --config FILE] [--ACTION] [--json] [key=value ...]
 
@@ -31,6 +31,7 @@ Works with the caches that `train` with the same arguments would use: latents an
   --verify    read every record and compare it with its checksum; damaged ones are set aside, so that the next fill
               makes them anew (exit code 1 when there are any)
   --prune     remove what is stale; records of datasets that the configuration does not name stay
+  --force     prune a place where nobody can tell whether others use it (a bucket, a network disk)
   --json      one JSON document on standard output
 
 A source file is never touched."""
@@ -42,7 +43,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
-    action, as_json = _action(arguments), arguments.flag("json")
+    action, as_json, force = _action(arguments), arguments.flag("json"), arguments.flag("force")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
     # What a flavour still lacks concerns training; its caches can be filled.
@@ -59,7 +60,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         loaded = load_configuration(arguments, config, environ, placeholders)
     from simplewan.app import cache
 
-    outcome = cache(loaded, action)
+    outcome = cache(loaded, action, force=force)
     if as_json:
         print(json.dumps({"action": action, "stores": outcome.stores}, indent=2, ensure_ascii=False))
     else:
