@@ -45,7 +45,8 @@ class CacheOutcome:
 def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
     """Do `action` (fill, list, verify or prune) with the caches that a run of `loaded` would use.
 
-    `force` prunes where nobody can tell whether others use a place. The exit code is 1 when damaged records were found. Raises UserError for a mistake that only the files could show.
+    `force` prunes where nobody can tell whether others use a place.
+    The exit code is 1 when damaged records were found. Raises UserError for a mistake that only the files could show.
     """
     quiet_loading_bars()
     console, emit, outcome = Console(), Emitter(), CacheOutcome(force=force)
