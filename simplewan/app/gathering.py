@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from simplewan.app.context import Context
 from simplewan.batches.sizes import SampleRef
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample
@@ -14,6 +14,9 @@ from simplewan.data.scan import scan
 from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.options import DatasetOptions
+
+if TYPE_CHECKING:  # it brings torch, which not every command needs
+    from simplewan.app.context import Context
 
 MEDIA = ("video", "image")
 

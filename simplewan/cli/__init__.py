@@ -22,6 +22,7 @@ Trains the Wan 2.1 and 2.2 video models from JSON files.
 commands:
   train       train a LoRA or the whole model: train [env=NAME | example=NAME | --config FILE] [key=value ...]
   sample      render prompts, with what was trained: sample [env=NAME | ...] [prompt="..."] [adapter=FILE] [key=value]
+  dataset     show what the datasets become, as a page: dataset report [env=NAME | ...] [output=FILE] [--json]
   options     search the list of options: options [WORD ...] [--json]
   examples    bundled examples: examples list | examples copy NAME
   configure   write a configuration by answering questions (to come)
@@ -72,6 +73,12 @@ def _sample(arguments: Sequence[str]) -> int:
     return run(arguments, environ=os.environ)
 
 
+def _dataset(arguments: Sequence[str]) -> int:
+    from simplewan.cli.dataset import run
+
+    return run(arguments, environ=os.environ)
+
+
 def _options(arguments: Sequence[str]) -> int:
     from simplewan.cli.options import run
 
@@ -96,6 +103,7 @@ def _configure(_arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sample": _sample,
+    "dataset": _dataset,
     "options": _options,
     "examples": _examples,
     "configure": _configure,
