@@ -133,7 +133,7 @@ def _batches(
     advice = (
         "disable_bucket_pruning keeps it: there is a batch every few epochs."
         if keep
-        else f"Left out of training: with repeats there are less than train_batch_size = {size} samples an epoch. "
+        else f"Left out of training: with repeats there are fewer than train_batch_size = {size} samples an epoch. "
         "Raise repeats, add clips, lower train_batch_size, or set disable_bucket_pruning."
     )
     findings = [Finding("small buckets", holds, advice, "small bucket", marks)] if marks else []

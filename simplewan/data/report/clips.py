@@ -106,11 +106,12 @@ def _bucket(
 
 
 def _table(scan: Scan, samples: Sequence[Sample]) -> str:
-    rows = [
-        f'<tr><td>{name(sample.name)}</td><td class="facts">{_facts(sample.clip, scan.sources[sample.source.path])}</td>'
-        f'<td dir="auto">{esc(shorten(sample.captions[0] if sample.captions else "", CAPTION_IN_ROW))}</td></tr>'
-        for sample in samples[:MOST_ROWS]
-    ]
+    rows = []
+    for sample in samples[:MOST_ROWS]:
+        facts = _facts(sample.clip, scan.sources[sample.source.path])
+        caption = esc(shorten(sample.captions[0] if sample.captions else "", CAPTION_IN_ROW))
+        cells = f'<td>{name(sample.name)}</td><td class="facts">{facts}</td><td dir="auto">{caption}</td>'
+        rows.append(f"<tr>{cells}</tr>")
     more = len(samples) - len(rows)
     rows += [f'<tr><td class="faint" colspan="3">and {more:,} more</td></tr>'] if more else []
     head = "<tr><th>clip</th><th>what becomes of it</th><th>caption</th></tr>"

@@ -147,7 +147,7 @@ def _labels(hashes_NF: np.ndarray, cells_NCK: np.ndarray, labels: np.ndarray, ch
         others = others[labels[others] != labels[here]]
         if not len(others):
             continue
-        differences = np.abs(flat[others].astype(np.int16) - flat[here])
+        differences = np.maximum(flat[others], flat[here]) - np.minimum(flat[others], flat[here])
         same = (differences.mean(axis=1) <= MAX_MEAN) & (differences.max(axis=1) <= MAX_CELL)
         for label in np.unique(labels[others[same]]):
             labels[labels == label] = labels[here]

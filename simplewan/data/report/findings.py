@@ -15,6 +15,7 @@ from simplewan.data.buckets import enlargement
 from simplewan.data.mediainfo import MediaInfo
 from simplewan.data.report.duplicates import File, files_of
 from simplewan.data.report.looking import Seen
+from simplewan.data.report.pictures import Look
 from simplewan.data.resampling import count_gaps, sample_times
 from simplewan.data.samples import Sample, Scan
 from simplewan.flavours import Flavour
@@ -109,9 +110,9 @@ def _broken(scans: Sequence[Scan], seen: Seen) -> Finding | None:
 
 def _black(scans: Sequence[Scan], seen: Seen) -> Finding | None:
     marks = [
-        _of_file(file, f"brightness {look.brightness:.0f} of 255")
-        for file in files_of(scans)
-        if (look := seen.looks.get(file.path)) is not None and look.brightness < BLACK_BRIGHTNESS
+        _of_sample(scan, sample, f"brightness {look.brightness:.0f} of 255")
+        for scan, sample, look in _looked_at(scans, seen)
+        if look.brightness < BLACK_BRIGHTNESS
     ]
     advice = "All frames that were looked at are dark. Is it a fade, a title, or the wrong part of the file?"
     return _finding("black", marks, "clip is nearly black", "clips are nearly black", advice, "nearly black")
@@ -119,12 +120,9 @@ def _black(scans: Sequence[Scan], seen: Seen) -> Finding | None:
 
 def _static(scans: Sequence[Scan], seen: Seen) -> Finding | None:
     marks = [
-        _of_file(file, f"nothing changes by more than {look.motion:.0f} of 255")
-        for file in files_of(scans)
-        if (look := seen.looks.get(file.path)) is not None
-        and look.motion is not None
-        and look.motion < STATIC_MOTION
-        and look.brightness >= BLACK_BRIGHTNESS
+        _of_sample(scan, sample, f"nothing changes by more than {look.motion:.0f} of 255")
+        for scan, sample, look in _looked_at(scans, seen)
+        if look.motion is not None and look.motion < STATIC_MOTION and look.brightness >= BLACK_BRIGHTNESS
     ]
     advice = "Hardly anything moves in the first half of what is used; that teaches a model to stand still."
     return _finding("static", marks, "clip is static", "clips are static", advice, "static")
@@ -209,6 +207,13 @@ def _videos(scans: Sequence[Scan]) -> Iterator[tuple[Scan, Sample, MediaInfo]]:
             info = scan.sources[sample.source.path]
             if not info.is_image:
                 yield scan, sample, info
+
+
+def _looked_at(scans: Sequence[Scan], seen: Seen) -> Iterator[tuple[Scan, Sample, Look]]:
+    for scan in scans:
+        for sample in scan.samples:
+            if (look := seen.clips.get(sample.id)) is not None:
+                yield scan, sample, look
 
 
 def _first_of_each_file(scans: Sequence[Scan]) -> Iterator[tuple[Scan, Sample]]:

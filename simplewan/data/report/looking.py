@@ -42,12 +42,13 @@ MOST_OF_A_BUCKET, MOST_SHOWN = 12, 360
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen: of files (by where they lie) and of the clips that are shown (by sample id).
+    """What was seen: of files (by where they lie; of their first clip), of clips (by sample id), and of those shown.
 
     `failures` are files that do not decode as far as they are used, with the reason; `not_looked_at` counts files.
     """
 
     looks: Mapping[str, Look]
+    clips: Mapping[str, Look]
     strips: Mapping[str, Strip]
     failures: Mapping[str, str]
     not_looked_at: int = 0
@@ -63,6 +64,7 @@ class _Task:
     grid: Grid
     size: Size
     wants_look: bool = False
+    samples: list[str] = field(default_factory=list)
     clips: dict[Clip, list[str]] = field(default_factory=dict)
     look: Look | None = None
     strips: dict[Clip, Strip] = field(default_factory=dict)
@@ -145,6 +147,10 @@ def _plan(scans: Sequence[Scan], *, pictures: int, max_files: int) -> tuple[list
     looked_at = spread(others, max(0, max_files - len(shown)))
     for path in (*shown, *(sample.path for sample in looked_at)):
         _task(tasks, *first[path]).wants_look = True
+    for scan in scans:
+        for sample in scan.samples:
+            if (task := tasks.get((sample.path, grid_of(sample.clip)))) is not None:
+                task.samples.append(sample.id)
     return [tasks[key] for key in sorted(tasks, key=lambda key: key[0])], len(others) - len(looked_at)
 
 
@@ -227,14 +233,17 @@ def _decode(task: _Task) -> _Task:
 
 def _gather(tasks: Sequence[_Task], not_looked_at: int) -> Seen:
     looks: dict[str, Look] = {}
+    clips: dict[str, Look] = {}
     strips: dict[str, Strip] = {}
     failures: dict[str, str] = {}
     for task in tasks:
         path = str(task.source)
         if task.failure is not None:
             failures[path] = task.failure
-        elif task.wants_look and task.look is not None:
-            looks[path] = task.look
+        elif task.look is not None:
+            clips.update(dict.fromkeys(task.samples, task.look))
+            if task.wants_look:
+                looks[path] = task.look
         for clip, strip in task.strips.items():
             strips.update(dict.fromkeys(task.clips[clip], strip))
-    return Seen(looks, strips, failures, not_looked_at)
+    return Seen(looks, clips, strips, failures, not_looked_at)

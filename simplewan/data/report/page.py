@@ -200,8 +200,8 @@ def _foot(survey: Survey) -> str:
     looked = counted(len(seen.looks) + len(seen.failures), "file was", "files were")
     lines = [
         f"Made by simplewan {__version__}. {looked} looked at: duplicates are judged by two frames, stillness and "
-        "blackness by three, all from the first half of what is used. Copies that begin elsewhere, or are mirrored or "
-        "cropped, are not found."
+        "blackness by three, all from the first half of what is used. Of a file of several clips the first is compared "
+        "and those shown are looked at. Copies that begin elsewhere, or are mirrored or cropped, are not found."
     ]
     if seen.not_looked_at:
         more = counted(seen.not_looked_at, "file was", "files were")
