@@ -1,7 +1,4 @@
-"""Where it is all put together: a function per command. Importing this room imports torch."""
+"""Where it is all put together: a module and a function per command (`train`, `sample`, `cache`, `dataset_report`).
 
-from simplewan.app.cache import cache
-from simplewan.app.sample import Outcome, Request, sample
-from simplewan.app.train import train
-
-__all__ = ["Outcome", "Request", "cache", "sample", "train"]
+Nothing is imported here: most of these modules import torch, but not all of them.
+"""

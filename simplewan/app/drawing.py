@@ -1,46 +1,31 @@
-"""What is drawn from, and how often: the samples of a run as the sampler sees them, and the sampler of a role."""
+"""What is drawn from, and how often: the samples of a run as the sampler sees them, and the sampler of a role. No torch."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from simplewan.app.context import Context
-from simplewan.app.fetching import Fetch
+from simplewan.app.gathering import Gathered
 from simplewan.batches.mixing import MixedDataset, dataset_weights
 from simplewan.batches.sampler import Sampler
 from simplewan.batches.sizes import SampleRef, unmatched
 from simplewan.batches.windows import Window
 from simplewan.data.samples import Sample
-from simplewan.options import DatasetOptions
+from simplewan.options import DatasetOptions, Loaded
 
 # After the name of the shape: such samples share no batch with others, since their target is another.
 REGULARISATION = " regularisation"
 
 
-def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
-    """The sampler of a role. Raises UserError when too little is left."""
-    options = context.options
-    usable = [sample for sample in fetch.gathered.training if sample.id not in fetch.caches.failed]
-    counts = Counter(sample.dataset for sample in usable)
-    datasets = [
-        MixedDataset(entry.id, counts[entry.id], entry.repeats, entry.probability)
-        for entry in fetch.gathered.entries.values()
-        if entry.is_training
-    ]
-    reweigh = partial(dataset_weights, datasets, options.data.data_backend_sampling)
-    weights = reweigh({})
-    windows = {
-        entry.id: Window(entry.start_epoch, entry.end_epoch, entry.start_step, entry.end_step)
-        for entry in fetch.gathered.entries.values()
-    }
-    refs = [
-        _ref(sample, fetch.gathered.entries[sample.dataset], weights[sample.dataset], windows[sample.dataset])
-        for sample in usable
-    ]
-    roles = len(context.flavour.trained_experts)
+def make_sampler(loaded: Loaded, gathered: Gathered, role: str, *, failed: Collection[str] = ()) -> Sampler:
+    """The sampler of a role, over all samples but those that `failed`. Raises UserError when too little is left."""
+    options = loaded.options
+    usable = [sample for sample in gathered.training if sample.id not in failed]
+    reweigh = _weights(loaded, gathered, usable)
+    roles = len(loaded.flavour.trained_experts)
     return Sampler(
-        refs,
+        sample_refs(loaded, gathered, usable),
         options.data.train_batch_size,
         options.run.seed,
         role,
@@ -55,9 +40,35 @@ def make_sampler(context: Context, fetch: Fetch, role: str) -> Sampler:
     )
 
 
-def unused_sizes(context: Context, fetch: Fetch) -> list[str]:
+def sample_refs(loaded: Loaded, gathered: Gathered, usable: Sequence[Sample]) -> list[SampleRef]:
+    """The usable samples as the sampler sees them."""
+    weights = _weights(loaded, gathered, usable)({})
+    windows = {
+        entry.id: Window(entry.start_epoch, entry.end_epoch, entry.start_step, entry.end_step)
+        for entry in gathered.entries.values()
+    }
+    return [
+        _ref(sample, gathered.entries[sample.dataset], weights[sample.dataset], windows[sample.dataset])
+        for sample in usable
+    ]
+
+
+def unused_sizes(loaded: Loaded, gathered: Gathered) -> list[str]:
     """The keys of bucket_batch_sizes that name no bucket there is."""
-    return unmatched(context.options.data.bucket_batch_sizes or {}, {s.bucket for s in fetch.gathered.training})
+    return unmatched(loaded.options.data.bucket_batch_sizes or {}, {sample.bucket for sample in gathered.training})
+
+
+def _weights(
+    loaded: Loaded, gathered: Gathered, usable: Sequence[Sample]
+) -> Callable[[Mapping[str, int]], Mapping[str, float]]:
+    """From the repeats of some datasets (else their own) the weights of all."""
+    counts = Counter(sample.dataset for sample in usable)
+    datasets = [
+        MixedDataset(entry.id, counts[entry.id], entry.repeats, entry.probability)
+        for entry in gathered.entries.values()
+        if entry.is_training
+    ]
+    return partial(dataset_weights, datasets, loaded.options.data.data_backend_sampling)
 
 
 def _ref(sample: Sample, entry: DatasetOptions, weight: float, window: Window) -> SampleRef:

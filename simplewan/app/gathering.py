@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from simplewan.app.context import Context
 from simplewan.app.first_frames import linked_first_frames, missing_text, own_first_frame
 from simplewan.data.backends.opening import open_backend
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample, Scan
 from simplewan.data.scan import put_on_list, scan
 from simplewan.errors import Problem, UserError
-from simplewan.events import Stage
-from simplewan.options import DatasetOptions
+from simplewan.events import Emit, Stage
+from simplewan.options import DatasetOptions, Loaded
+
+if TYPE_CHECKING:  # it brings torch, which not every command needs
+    from simplewan.app.context import Context
 
 SCANNED = ("video", "image", "eval")
 CACHES = ("text_embeds", "image_embeds", "conditioning_image_embeds")
@@ -53,9 +56,11 @@ def index_folder(entry: DatasetOptions, cache_dir: Path) -> Path:
     return entry.cache_dir_vae or cache_dir / "vae" / entry.id
 
 
-def scan_entry(context: Context, entry: DatasetOptions, *, epoch: int = 0) -> Scan:
+def scan_entry(
+    loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Callable[[], None], epoch: int = 0
+) -> Scan:
     """The samples of one entry. Raises UserError when its cache folder cannot be made."""
-    folder = index_folder(entry, context.options.caches.cache_dir)
+    folder = index_folder(entry, loaded.options.caches.cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,16 +68,8 @@ def scan_entry(context: Context, entry: DatasetOptions, *, epoch: int = 0) -> Sc
         message = f"its cache cannot be made: {error.strerror}"
         problem = Problem(f'dataset "{entry.id}"', message, "cache_dir_vae", str(folder), fix)
         raise UserError(problem) from None
-    backend = open_backend(entry, cache=folder, emit=context.emit, check=context.check)
-    return scan(
-        entry,
-        backend,
-        flavour=context.flavour,
-        index_folder=folder,
-        emit=context.emit,
-        check=context.check,
-        epoch=epoch,
-    )
+    backend = open_backend(entry, cache=folder, emit=emit, check=check)
+    return scan(entry, backend, flavour=loaded.flavour, index_folder=folder, emit=emit, check=check, epoch=epoch)
 
 
 def quarantine(context: Context, gathered: Gathered, failed: Mapping[str, str]) -> None:
@@ -100,7 +97,7 @@ def gather(context: Context, *, epoch: int = 0) -> Gathered:
     dropped: list[Dropped] = []
     scans = []
     for entry in entries.values():
-        found = scan_entry(context, entry, epoch=epoch)
+        found = scan_entry(context.loaded, entry, emit=context.emit, check=context.check, epoch=epoch)
         scans.append(found)
         for notice in found.notices:
             context.say(notice)
@@ -125,7 +122,8 @@ def _first_frames(
         own = [sample for sample in samples.values() if sample.dataset == entry.id]
         for name in entry.conditioning_data:
             # Pictures need no caption, and their size does not matter: they are cut as the clips are.
-            pictures = scan_entry(context, by_id[name].model_copy(update=_PICTURES))
+            linked_entry = by_id[name].model_copy(update=_PICTURES)
+            pictures = scan_entry(context.loaded, linked_entry, emit=context.emit, check=context.check)
             linked, without = linked_first_frames(own, pictures)
             found.update(linked)
             if without:

@@ -66,10 +66,10 @@ def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
     """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
     options = context.options
     experts = context.flavour.trained_experts
-    sampler = make_sampler(context, fetch, experts[0])
+    sampler = make_sampler(context.loaded, fetch.gathered, experts[0], failed=fetch.caches.failed)
     for pruned in sampler.pruned:
         context.say(f"{pruned}", warning=True)
-    for bucket in unused_sizes(context, fetch):
+    for bucket in unused_sizes(context.loaded, fetch.gathered):
         context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"', warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,

@@ -53,7 +53,8 @@ class Renewal:
     def _renew(self, epoch: int) -> dict[str, Place]:
         places: dict[str, Place] = {}
         for entry in self._entries:
-            found = scan_entry(self._context, entry, epoch=epoch)
+            context = self._context
+            found = scan_entry(context.loaded, entry, emit=context.emit, check=context.check, epoch=epoch)
             wanted = wanted_latents_of(self._context, entry, self._stores.latents(entry.id), found.samples)
             encoder = VaeEncoder(Vae(self._context), {sample.id: sample for sample in found.samples})
             filled = fill_wanted(self._context, wanted, encoder, what=f"latents of {entry.id} for epoch {epoch + 1}")

@@ -164,7 +164,7 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     """A role around a loaded expert. `state` is its sampler's state in a checkpoint, None at the start."""
     options = context.options
     data = options.data
-    sampler = make_sampler(context, fetch, expert.name)
+    sampler = make_sampler(context.loaded, fetch.gathered, expert.name, failed=fetch.caches.failed)
     if state is not None and (changed := sampler.load_state_dict(state)):
         what = ", ".join(changed)
         context.say(f"{what} of role {expert.name} changed since the checkpoint: its epoch begins anew", warning=True)

@@ -23,6 +23,7 @@ commands:
   train       train a LoRA or the whole model: train [env=NAME | example=NAME | --config FILE] [key=value ...]
   sample      render prompts, with what was trained: sample [env=NAME | ...] [prompt="..."] [adapter=FILE] [key=value]
   cache       fill, check, list and prune the caches: cache [env=NAME | ...] [--list | --verify | --prune] [key=value]
+  dataset     show what the datasets become, as a page: dataset report [env=NAME | ...] [output=FILE] [--json]
   options     search the list of options: options [WORD ...] [--json]
   examples    bundled examples: examples list | examples copy NAME
   configure   write a configuration by answering questions (to come)
@@ -79,6 +80,12 @@ def _cache(arguments: Sequence[str]) -> int:
     return run(arguments, environ=os.environ)
 
 
+def _dataset(arguments: Sequence[str]) -> int:
+    from simplewan.cli.dataset import run
+
+    return run(arguments, environ=os.environ)
+
+
 def _options(arguments: Sequence[str]) -> int:
     from simplewan.cli.options import run
 
@@ -104,6 +111,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "sample": _sample,
     "cache": _cache,
+    "dataset": _dataset,
     "options": _options,
     "examples": _examples,
     "configure": _configure,

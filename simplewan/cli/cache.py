@@ -58,7 +58,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
 
         prepare(example, Path(placeholders[PLACEHOLDER]))
         loaded = load_configuration(arguments, config, environ, placeholders)
-    from simplewan.app import cache
+    from simplewan.app.cache import cache
 
     outcome = cache(loaded, action, force=force)
     if as_json:

@@ -66,7 +66,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
 
         prepare(example, Path(placeholders[PLACEHOLDER]))
         loaded = load_configuration(arguments, config, environ, placeholders, training=False)
-    from simplewan.app import Request, sample
+    from simplewan.app.sample import Request, sample
 
     # Without a configuration, an output_dir that nobody named says nothing of what was trained.
     trained = loaded.options.run.output_dir if config is not None or "output_dir" in loaded.resolved else None

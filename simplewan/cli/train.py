@@ -40,6 +40,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
 
         prepare(example, Path(placeholders[PLACEHOLDER]))
         loaded = load_configuration(arguments, config, environ, placeholders)
-    from simplewan.app import train
+    from simplewan.app.train import train
 
     return train(loaded)

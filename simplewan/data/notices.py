@@ -183,10 +183,10 @@ def _empty(scan: Scan) -> Problem:
         f"nothing is left of {len(scan.dropped)} files in {scan.folder}: {count_reasons(scan.dropped)}: "
         f"{some([str(item) for item in scan.dropped])}"
     )
-    return Problem(where, message, fix=_remedy(scan.dropped))
+    return Problem(where, message, fix=remedy(scan.dropped))
 
 
-def _remedy(dropped: Sequence[Dropped]) -> str | None:
+def remedy(dropped: Sequence[Dropped]) -> str | None:
     """What would bring back most of the files."""
     kind = Counter(item.kind for item in dropped).most_common(1)[0][0]
     if kind == "too short":

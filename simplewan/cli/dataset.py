@@ -1,0 +1,100 @@
+"""`simpletuner dataset report`: a page that shows what the datasets of a configuration become.
+
+Imports options; `app` only when there is something to report. Standard output holds the name of the page, or one JSON
+document.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem
+from simplewan.options import Loaded
+from simplewan.options.catalogue import catalogue, dataset_catalogue
+from simplewan.options.sources import COMMAND_LINE
+
+OWN = ("output", "pictures", "max_files")
+FLAGS = ("json",)
+COMMANDS = ("report",)
+USAGE = """usage: simpletuner dataset report [env=NAME | example=NAME | --config FILE] [key=value | --key value ...]
+
+Writes a page (HTML, nothing else is needed to read it) that shows what the datasets become: for each bucket some
+clips as they are trained on, with captions and the cut drawn into the source; how sizes, lengths and captions are
+distributed; every file that is left out, with the reason; duplicates; and what is worth a second look. No model is
+loaded, nothing is trained. The configuration is found as `train` finds it, and its keys are arguments here too.
+What was looked at is kept beside the caches, so a second report takes a moment.
+
+  output=FILE      where the page goes: output_dir/dataset_report.html
+  pictures=12      how many clips of each bucket are shown (fewer by default where there are many buckets)
+  max_files=10000  how many files are looked at for duplicates, stillness and blackness; the page says what was left out
+  --json           one JSON document on standard output, the page is written too
+
+`simpletuner options WORD` explains the keys of configurations and datasets."""
+
+
+def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
+    """Run a subcommand; returns the exit code. Raises UserError with every mistake of arguments and files."""
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(USAGE)
+        return EXIT_DONE
+    if argv[0] not in COMMANDS:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f'did you mean "dataset {close[0]}"?' if close else "there is `simpletuner dataset report`"
+        print(f'simpletuner: there is no command "dataset {argv[0]}"; {hint}', file=sys.stderr)
+        return EXIT_USER_ERROR
+    return _report(argv[1:], environ)
+
+
+def _report(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    arguments = parse(argv, environ=environ, own=OWN, flags=FLAGS)
+    if arguments.help:
+        print(USAGE)
+        return EXIT_DONE
+    pictures, max_files = _number(arguments, "pictures"), _number(arguments, "max_files")
+    as_json = arguments.flag("json")
+    config, placeholders = find_configuration(arguments, environ)
+    loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
+    later = [problem for problem in loaded.later if _is_of_datasets(problem, loaded)]
+    if later:
+        return refuse(later, loaded.notices)
+    example = arguments.example or arguments.env
+    if placeholders and example is not None:
+        from simplewan.app.examples import prepare
+
+        prepare(example, Path(placeholders[PLACEHOLDER]))
+        loaded = load_configuration(arguments, config, environ, placeholders)
+    from simplewan.app.dataset_report import MAX_FILES, dataset_report
+
+    output = arguments.own.get("output")
+    outcome = dataset_report(
+        loaded,
+        output=Path(output[-1]).expanduser() if output else None,
+        pictures=pictures,
+        max_files=MAX_FILES if max_files is None else max_files,
+    )
+    if outcome.page is not None:
+        print(json.dumps(outcome.document, indent=2) if as_json else outcome.page)
+    return outcome.exit_code
+
+
+def _is_of_datasets(problem: Problem, loaded: Loaded) -> bool:
+    """Whether something that is to come decides over the clips; what else a run needs does not matter here."""
+    of_dataset = problem.key in dataset_catalogue() and problem.where.startswith(str(loaded.data_file))
+    return of_dataset or (problem.key in catalogue() and problem.key in dataset_catalogue())
+
+
+def _number(arguments: Arguments, key: str) -> int | None:
+    value = arguments.own.get(key, [None])[-1]
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) <= 9):
+        fix = f"write {key}=100, or leave it out"
+        arguments.problems.append(Problem(COMMAND_LINE, "is not a whole number", key, value, fix))
+        return None
+    return int(value)
