@@ -468,7 +468,7 @@ def test_what_is_to_come_is_refused_only_where_it_decides_over_clips(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert project.report("--use_ema") == 0
-    entry = {"id": "clips", "instance_data_dir": str(project.folder / "clips"), "type": "aws"}
+    entry = {"id": "clips", "instance_data_dir": str(project.folder / "clips"), "video": {"is_i2v": True}}
     project.entries({"id": "here", "instance_data_dir": str(project.folder / "clips")}, entry)
     assert project.report() == 2
     assert "still to come" in capsys.readouterr().err

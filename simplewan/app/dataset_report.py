@@ -133,8 +133,9 @@ def _batches(
     advice = (
         "disable_bucket_pruning keeps it: there is a batch every few epochs."
         if data.disable_bucket_pruning
-        else f"Left out of training: with repeats there are fewer than train_batch_size = {data.train_batch_size} samples "
-        "an epoch. Raise repeats, add clips, lower train_batch_size, or set disable_bucket_pruning."
+        else "Left out of training: with repeats there are fewer samples an epoch than "
+        f"train_batch_size = {data.train_batch_size} asks for. "
+        "Raise repeats, add clips, lower train_batch_size, or set disable_bucket_pruning."
     )
     findings = [Finding("small buckets", holds, advice, "small bucket", marks)] if marks else []
     try:

@@ -1,4 +1,4 @@
-"""What is drawn from, and how often: the samples of a run as the sampler sees them, and the sampler of a role. No torch."""
+"""What is drawn from, and how often: the samples of a run as the sampler sees them, and the sampler of a role."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ def index_folder(entry: DatasetOptions, cache_dir: Path) -> Path:
     return entry.cache_dir_vae or cache_dir / "vae" / entry.id
 
 
-def scan_entry(
-    loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Callable[[], None], epoch: int = 0
-) -> Scan:
+def scan_entry(loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Callable[[], None], epoch: int = 0) -> Scan:
     """The samples of one entry. Raises UserError when its cache folder cannot be made."""
     folder = index_folder(entry, loaded.options.caches.cache_dir)
     try:

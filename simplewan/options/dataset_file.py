@@ -32,6 +32,12 @@ LINKS = {
     "conditioning_image_embeds": "conditioning_image_embeds",
     "conditioning_data": "conditioning",
 }
+# What the entries of a type cannot do without.
+NEEDED = {
+    "csv": ("csv_file", "name the table of the files"),
+    "huggingface": ("dataset_name", "name a dataset of the hub (user/name), or a folder"),
+    "aws": ("aws_bucket_name", "name the bucket"),
+}
 TABLES = ("parquet", "csv", "jsonl")
 
 
@@ -197,6 +203,15 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
     if options.crop and options.crop_aspect in ("closest", "random") and not options.crop_aspect_buckets:
         findings.problem(entry.where, "needs crop_aspect_buckets", key="crop_aspect", value=options.crop_aspect)
     _check_captions(entry, paths, findings)
+    if (needed := NEEDED.get(options.type)) is not None:
+        if not getattr(options, needed[0]) and not (options.huggingface or {}).get(needed[0]):
+            findings.problem(entry.where, "is missing", key=needed[0], fix=needed[1])
+        elif options.type == "csv" and options.csv_file is not None:
+            raw = entry.given["csv_file"].value
+            paths.require_file(options.csv_file, raw, where=entry.where, key="csv_file", findings=findings)
+    if not options.holds_files and options.type in ("csv", "huggingface"):
+        fix = "a cache can be in a folder (local) or in a bucket (aws)"
+        findings.problem(entry.where, "cannot hold a cache", key="type", value=options.type, fix=fix)
     if not options.holds_files or options.type != "local":
         return
     if options.instance_data_dir is None:
