@@ -1,4 +1,4 @@
-"""A start inside a file: the very frames of a full decode, reached from the key frame before it wherever that is sure."""
+"""A start inside a file: the very frames of a full decode, reached from the key frame before it where that is sure."""
 
 from __future__ import annotations
 

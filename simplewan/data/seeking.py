@@ -12,7 +12,9 @@ With `source_fps` frames are counted, too: all packets before the start are read
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -59,8 +61,17 @@ def timed_frames(place: Place, *, start_seconds: float, source_fps: float) -> It
     """(seconds from the first frame, frame) in order of time, as `shown_times` has them.
 
     The first of them is not later than `start_seconds`, unless all are. `source_fps` overrules the times in the file.
-    Raises MediaError at a damaged frame.
+    While one is looked at, a thread decodes the next. Raises MediaError at a damaged frame.
     """
+    frames = _in_turn(place, start_seconds, source_fps)
+    with closing(frames), ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, frames, None)
+        while (current := following.result()) is not None:
+            following = pool.submit(next, frames, None)
+            yield current
+
+
+def _in_turn(place: Place, start_seconds: float, source_fps: float) -> Generator[Timed, None, None]:
     if start_seconds > 0:
         with open_video(place) as (container, stream):
             frames = _from_key_frame(container, stream, start_seconds, source_fps)
