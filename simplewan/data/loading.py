@@ -7,6 +7,7 @@ Legend: F frames, C = 3 channels (RGB), H height, W width.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from simplewan.data.buckets import Clip
@@ -24,8 +25,8 @@ def load_clip(sample: Sample) -> torch.Tensor:
     if sample.described is not None:
         _compare(sample.described, probe(sample.source))
     clip = sample.clip
-    frames_FCHW = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
-    views = frames_FCHW.numpy()
+    # Allocated by numpy, which asks for large pages: of small ones there would be ten thousands to be cleared.
+    frames_FCHW = np.empty((clip.num_frames, 3, clip.height, clip.width), np.uint8)
     down, across = slice(clip.crop_top, clip.crop_top + clip.height), slice(clip.crop_left, clip.crop_left + clip.width)
     count = 0
     for planes in iter_planes(
@@ -36,11 +37,12 @@ def load_clip(sample: Sample) -> torch.Tensor:
         start_seconds=clip.start_seconds,
         source_fps=clip.source_fps,
     ):
-        views[count] = planes[:, down, across]
+        for channel, plane in enumerate(planes):
+            frames_FCHW[count, channel] = plane[down, across]
         count += 1
     if count < clip.num_frames:
         raise MediaError(f"only {count} of the {clip.num_frames} frames that it promises decode")
-    return frames_FCHW
+    return torch.from_numpy(frames_FCHW)
 
 
 def _compare(said: MediaInfo, found: MediaInfo) -> None:

@@ -17,11 +17,13 @@ from simplewan.data.atomic import atomic_path
 from simplewan.data.images import probe_image, read_image
 from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError, MediaInfo, load_av
 from simplewan.data.opening import Place, name_of
-from simplewan.data.pixels import Size, resized
+from simplewan.data.pixels import Size, channels, resized
 from simplewan.data.videos import probe_video, read_video
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from simplewan.data.pixels import Planes
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -61,7 +63,7 @@ def iter_frames(
     for planes in iter_planes(
         place, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps
     ):
-        yield np.ascontiguousarray(planes.transpose(1, 2, 0))
+        yield np.stack(planes, axis=-1)
 
 
 def iter_planes(
@@ -72,13 +74,14 @@ def iter_planes(
     fps: float = 0.0,
     start_seconds: float = 0.0,
     source_fps: float = 0.0,
-) -> Iterator[np.ndarray]:
-    """The frames of `iter_frames` as planes (3, H, W) uint8 RGB, brought to each (width, height) of `sizes` in turn.
+) -> Iterator[Planes]:
+    """The frames of `iter_frames` as their red, green and blue planes (H, W) uint8, which are only to be read.
 
-    Resizing is bicubic and antialiased, and for clips done with the conversion to RGB. Raises MediaError.
+    The picture as shown is brought to each (width, height) of `sizes` in turn: bicubic and antialiased, for clips in
+    one step with the conversion to RGB. Raises MediaError.
     """
     if is_image_name(name_of(place)):
-        yield resized(read_image(place), sizes).transpose(2, 0, 1)
+        yield channels(resized(read_image(place), sizes))
         return
     yield from read_video(
         place, sizes=sizes, num_frames=num_frames, fps=fps, start_seconds=start_seconds, source_fps=source_fps

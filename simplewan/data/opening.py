@@ -75,7 +75,8 @@ def open_video(place: Place) -> Iterator[tuple[Any, Any]]:
     with opened(place) as file:
         watched = None if isinstance(file, Path) else _Watched(file)
         try:
-            with av.open(watched or str(file)) as container:
+            # Titles in any encoding are no reason to refuse a clip.
+            with av.open(watched or str(file), metadata_errors="replace") as container:
                 yield container, _video_stream(container)
         except (av.FFmpegError, OSError, MediaError) as error:
             raise _explained(error, None if watched is None else watched.failure) from None

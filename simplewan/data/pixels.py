@@ -18,6 +18,8 @@ from simplewan.data.mediainfo import EXACT_CONVERSION, HD_LINES, MediaError
 if TYPE_CHECKING:
     import numpy as np
 
+    Planes = list[np.ndarray]
+
 Size = tuple[int, int]
 
 # A conversion takes about a millisecond: more threads than these only wait for each other.
@@ -35,29 +37,27 @@ class Converter:
         self._sizes = tuple(sizes)
         self._scalers = [VideoReformatter() for _ in range(max(1, len(self._sizes)))]
 
-    def __call__(self, frame: Any) -> np.ndarray:
-        """(3, H, W) uint8 RGB, upright; transparent pixels are flattened on white.
+    def __call__(self, frame: Any) -> Planes:
+        """Red, green and blue, upright; transparent pixels are flattened on white.
 
         The file's colour matrix and range are honoured; where none is named it is BT.709 from 720 lines on, BT.601
         below.
         """
-        import numpy as np
-
         transpose, mirror, flip = turn(frame)
         sizes = [size[::-1] if transpose else size for size in self._sizes]
         if _is_opaque_yuv(frame.format):
-            pixels = self._scaled(frame, sizes)
+            planes = self._scaled(frame, sizes)
         else:
-            pixels = resized(_flattened(self._converted(frame)), sizes).transpose(2, 0, 1)
+            planes = channels(resized(_flattened(self._converted(frame)), sizes))
         if transpose:
-            pixels = pixels.transpose(0, 2, 1)
+            planes = [plane.T for plane in planes]
         if mirror:
-            pixels = pixels[:, :, ::-1]
+            planes = [plane[:, ::-1] for plane in planes]
         if flip:
-            pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(pixels)
+            planes = [plane[::-1] for plane in planes]
+        return planes
 
-    def _scaled(self, frame: Any, sizes: Sequence[Size]) -> np.ndarray:
+    def _scaled(self, frame: Any, sizes: Sequence[Size]) -> Planes:
         import numpy as np
         from av.video.reformatter import ColorRange
 
@@ -86,11 +86,10 @@ class Converter:
             interpolation=EXACT_CONVERSION,
             threads=CONVERSION_THREADS,
         )
-        planes = np.empty((3, height, width), np.uint8)
-        for channel, plane in enumerate((2, 0, 1)):  # they lie in the order green, blue, red
-            lines = np.frombuffer(rgb.planes[plane], np.uint8).reshape(-1, rgb.planes[plane].line_size)
-            planes[channel] = lines[:height, :width]
-        return planes
+        green, blue, red = (
+            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width] for plane in rgb.planes
+        )
+        return [red, green, blue]
 
     def _converted(self, frame: Any) -> np.ndarray:
         from av.video.reformatter import ColorRange
@@ -107,6 +106,11 @@ class Converter:
             )
             .to_ndarray()
         )
+
+
+def channels(pixels_HWC: np.ndarray) -> Planes:
+    """Red, green and blue of (H, W, 3)."""
+    return [pixels_HWC[..., channel] for channel in range(3)]
 
 
 def resized(pixels_HWC: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:

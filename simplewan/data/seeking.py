@@ -4,7 +4,7 @@ Imports this room's opening and resampling. A start inside a file is reached fro
 that gives the very frames with the very times that decoding from the beginning gives; where that is not certain,
 decoding starts at the beginning:
 - AVI whose frames are not shown in the order in which they are stored (it holds no times, frames are counted);
-- a file whose first decoded frame, after two tries, lies behind the start;
+- a file whose first decoded frame, after three tries, lies behind the start, or refers to others;
 - a file of which some packets or frames have no time, or the same as another.
 With `source_fps` frames are counted, too: all packets before the start are read, but not decoded.
 """
@@ -12,7 +12,9 @@ With `source_fps` frames are counted, too: all packets before the start are read
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -22,8 +24,9 @@ from simplewan.data.mediainfo import MediaError, load_av
 from simplewan.data.opening import Place, open_video
 from simplewan.data.resampling import TIE
 
-# A file may come to rest behind the place that was asked for; then it is asked for one this much earlier (seconds).
-SEEK_MARGIN = 2.0
+# A file may come to rest behind the place that was asked for, since it seeks by when frames are decoded; then it is
+# asked for one this much earlier (seconds).
+SEEK_MARGINS = (0.0, 0.5, 3.0)
 
 Timed = tuple[float, Any]
 
@@ -58,8 +61,17 @@ def timed_frames(place: Place, *, start_seconds: float, source_fps: float) -> It
     """(seconds from the first frame, frame) in order of time, as `shown_times` has them.
 
     The first of them is not later than `start_seconds`, unless all are. `source_fps` overrules the times in the file.
-    Raises MediaError at a damaged frame.
+    While one is looked at, a thread decodes the next. Raises MediaError at a damaged frame.
     """
+    frames = _in_turn(place, start_seconds, source_fps)
+    with closing(frames), ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, frames, None)
+        while (current := following.result()) is not None:
+            following = pool.submit(next, frames, None)
+            yield current
+
+
+def _in_turn(place: Place, start_seconds: float, source_fps: float) -> Generator[Timed, None, None]:
     if start_seconds > 0:
         with open_video(place) as (container, stream):
             frames = _from_key_frame(container, stream, start_seconds, source_fps)
@@ -157,17 +169,28 @@ def _from_key_frame(container: Any, stream: Any, start: float, source_fps: float
         clock = _clock(container, stream, stamp_name, rate, start)
         if clock is None:
             return None
-        for earlier in (0.0, SEEK_MARGIN):
+        for earlier in SEEK_MARGINS:
             container.seek(clock.stamp(start - earlier), stream=stream, backward=True)
             frames = decoded(container, stream)
             first = next(frames, None)
             stamp = getattr(first, stamp_name, None)
             seconds = None if stamp is None else clock.seconds(stamp)
-            if seconds is not None and seconds <= start + TIE:
+            if seconds is not None and seconds <= start + TIE and _is_whole(first):
                 return _timed(chain([first], frames), clock, seconds, _nominal_rate(stream))
     except (av.FFmpegError, MediaError):
         pass  # it cannot seek, or is damaged: decoding from the beginning tells
     return None
+
+
+def _is_whole(frame: Any) -> bool:
+    """Whether a frame refers to no other, as far as its decoder tells.
+
+    Where a clip refreshes its pictures bit by bit (x264's intra-refresh) decoding may begin at one that does; the
+    pictures are nearly right from then on.
+    """
+    from av.video.frame import PictureType
+
+    return int(frame.pict_type) not in (PictureType.P, PictureType.B, PictureType.S)
 
 
 def _clock(container: Any, stream: Any, stamp_name: str, rate: float, start: float) -> _Read | _Counted | None:

@@ -18,7 +18,7 @@ from simplewan.data.resampling import pick_nearest, typical_rate
 from simplewan.data.seeking import decoded, is_shown, shown_times, stamp_of, timed_frames
 
 if TYPE_CHECKING:
-    import numpy as np
+    from simplewan.data.pixels import Planes
 
 PQ, HLG = 16, 18  # transfer characteristics of HDR (ITU-T H.273)
 
@@ -76,7 +76,7 @@ def read_video(
     fps: float,
     start_seconds: float,
     source_fps: float,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Planes]:
     """The frames that `media.iter_planes` promises. Raises MediaError."""
     converter = Converter(sizes)
     frames = timed_frames(place, start_seconds=start_seconds, source_fps=source_fps)
