@@ -16,6 +16,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -205,7 +206,12 @@ def _unpack(blob: bytes) -> MediaInfo:
     text, _, packed = blob.partition(b"\n")
     fields = json.loads(text)
     if fields["times"] == "even":
-        times = [at / fields["fps"] for at in range(fields["num_frames"])]
+        times = _even_times(fields["num_frames"], fields["fps"])
     else:
-        times = array("d", zlib.decompress(packed)).tolist()
-    return MediaInfo(**{**fields, "times": tuple(times), "remarks": tuple(fields["remarks"])})
+        times = tuple(array("d", zlib.decompress(packed)))
+    return MediaInfo(**{**fields, "times": times, "remarks": tuple(fields["remarks"])})
+
+
+@lru_cache(maxsize=1024)
+def _even_times(count: int, fps: float) -> tuple[float, ...]:
+    return tuple(at / fps for at in range(count))

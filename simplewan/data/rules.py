@@ -6,7 +6,9 @@ places of clips) is a hash of the dataset's random_seed and the file's name: the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from simplewan.data.buckets import (
@@ -183,7 +185,7 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
     refused = _refusal(name, info, rules)
     if refused is not None:
         return refused
-    sampled = sample_times(_source_times(info, rules), fps=rules.sample_fps)
+    sampled = _sampled(_source_times(info, rules), rules.sample_fps)
     clips: list[Clip] = []
     short: list[Dropped] = []
     lacking: list[int] = []
@@ -213,7 +215,9 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
     )
 
 
-def _starts(name: str, found: Found, sampled: list[tuple[float, float]], num_frames: int, rules: Rules) -> list[float]:
+def _starts(
+    name: str, found: Found, sampled: Sequence[tuple[float, float]], num_frames: int, rules: Rules
+) -> list[float]:
     """Seconds at which the clips of `num_frames` begin in a source."""
     if rules.extraction in WITHOUT_CUTS or found.info.is_image:
         return [sampled[0][0]]
@@ -238,8 +242,10 @@ def _place(name: str, found: Found, size: SizeRule, num_frames: int, start: floa
         size = replace(size, shape=CLOSEST, aspects=(chosen,))
 
     def crop_at(covering: Size, target: Size) -> tuple[int, int]:
-        about = ("crop", rules.epoch, name, *target, num_frames, f"{start:.3f}")
-        pair = uniform(rules.seed, "across", *about), uniform(rules.seed, "down", *about)
+        pair = None
+        if rules.crop_style == RANDOM:
+            about = ("crop", rules.epoch, name, *target, num_frames, f"{start:.3f}")
+            pair = uniform(rules.seed, "across", *about), uniform(rules.seed, "down", *about)
         return crop_offset(covering, target, rules.crop_style, position=found.face, draw=pair)
 
     return make_clip(
@@ -255,15 +261,26 @@ def _place(name: str, found: Found, size: SizeRule, num_frames: int, start: floa
     )
 
 
-def _source_times(info: MediaInfo, rules: Rules) -> list[float]:
+def _source_times(info: MediaInfo, rules: Rules) -> tuple[float, ...]:
     if rules.source_fps and not info.is_image:
-        return [index / rules.source_fps for index in range(info.num_frames)]
-    return list(info.times)
+        return tuple(index / rules.source_fps for index in range(info.num_frames))
+    return info.times
+
+
+# Many files of a dataset have the same times: both are pure, and remembering a few makes large scans much faster.
+@lru_cache(maxsize=1024)
+def _sampled(times: tuple[float, ...], fps: float) -> tuple[tuple[float, float], ...]:
+    return tuple(sample_times(times, fps=fps))
+
+
+@lru_cache(maxsize=1024)
+def _own_rate(times: tuple[float, ...]) -> float:
+    return typical_rate(list(times)) or 0.0
 
 
 def result_rate(info: MediaInfo, rules: Rules) -> float:
     """Frames a second of the clip: the model's rate, or the source's where that is slower or kept."""
-    own = rules.source_fps or typical_rate(list(info.times)) or 0.0
+    own = rules.source_fps or _own_rate(info.times)
     if rules.sample_fps and (own == 0.0 or own >= rules.sample_fps * SAME_RATE):
         return rules.sample_fps
     return round(own, 3)
