@@ -103,6 +103,14 @@ def test_pixels_equal_a_computation_in_float64_but_for_the_rounding(pix_fmt: str
         assert psnr(found, expected) > 57.5, (colorspace, colour_range)
 
 
+@pytest.mark.parametrize(("height", "matrix"), [(718, "601"), (720, "709")])
+def test_colours_that_name_no_matrix_are_those_of_their_size(height: int, matrix: str) -> None:
+    frame, planes, _ = frame_of("yuv420p", size=(32, height))
+    found = np.stack(pixels.Converter([(32, 100)])(frame)).astype(float)
+    other = {"601": "709", "709": "601"}[matrix]
+    assert psnr(found, reference(planes, (32, 100), matrix)) > 57.5 > psnr(found, reference(planes, (32, 100), other))
+
+
 def test_the_place_of_chroma_is_that_of_the_file(tmp_path: Path) -> None:
     """H.264 puts it beside the left pixels; taken for the middle it would be half a pixel off."""
     rng = np.random.default_rng(0)

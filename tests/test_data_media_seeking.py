@@ -43,6 +43,9 @@ CLIPS: dict[str, dict] = {
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "20", "cpu-used": "8", "lag-in-frames": "12"}},
     "vp8.webm": {"codec": "libvpx", "options": {"g": "20", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "9"}},
     "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "20"}},
+    "mpeg4-b.avi": {"codec": "mpeg4", "options": {"g": "20", "bf": "2"}},
+    "b-frames.avi": {"options": CLOSED},
+    "open.avi": {"options": {"x264-params": OPEN}},
     "no b-frames.avi": {"options": {"g": "20", "bf": "0"}},
     "uneven.mp4": {"options": CLOSED, "milliseconds": UNEVEN},
     "uneven.mkv": {"options": CLOSED, "milliseconds": UNEVEN},
@@ -53,8 +56,6 @@ CLIPS: dict[str, dict] = {
 # There no key frame is to be had, or none that is sure.
 FROM_THE_BEGINNING: dict[str, dict] = {
     "refreshed.mkv": {"options": {"x264-params": f"keyint={KEY_EVERY}:intra-refresh=1:bframes=0"}},
-    "b-frames.avi": {"options": CLOSED},
-    "mpeg4-b.avi": {"codec": "mpeg4", "options": {"g": "20", "bf": "2"}},
     "a.gif": {"codec": "gif", "pix_fmt": "rgb8"},
     "one key frame.mp4": {"options": {"bf": "3"}},
 }

@@ -82,10 +82,18 @@ def zoomed(number: int) -> np.ndarray:
     return np.asarray(part.resize(SIZE, Image.BICUBIC))
 
 
+def with_a_square(number: int) -> np.ndarray:
+    picture = view(TEXTURES[3], 0).copy()
+    if number >= 12:
+        picture[30:62, 40:72] = (250, 240, 30)
+    return picture
+
+
 @pytest.mark.parametrize(
     ("name", "pictures"),
     [
         ("still", [view(TEXTURES[0], 0)] * 20),
+        ("a small thing appears", [with_a_square(i) for i in range(24)]),
         ("flash", [view(TEXTURES[0], 2 * i) * 1.0 + (150 if i in (9, 20, 21) else 0) for i in range(30)]),
         ("white flash", [np.full((*SIZE[::-1], 3), 255) if i in (9, 10) else CUT[0] for i in range(20)]),
         ("strobe", [view(TEXTURES[0], 2 * i) * 1.0 + (100 if i % 4 < 2 else 0) for i in range(30)]),

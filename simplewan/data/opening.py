@@ -73,54 +73,24 @@ def open_video(place: Place) -> Iterator[tuple[Any, Any]]:
     """
     av = load_av()
     with opened(place) as file:
-        watched = None if isinstance(file, Path) else _Watched(file)
         try:
             # Titles in any encoding are no reason to refuse a clip.
-            with av.open(watched or str(file), metadata_errors="replace") as container:
+            target = str(file) if isinstance(file, Path) else _Nameless(file)
+            with av.open(target, metadata_errors="replace") as container:
                 yield container, _video_stream(container)
-        except (av.FFmpegError, OSError, MediaError) as error:
-            raise _explained(error, None if watched is None else watched.failure) from None
-        if watched is not None and watched.failure is not None:  # FFmpeg took it for the end of the file
-            raise cannot_read(watched.failure)
+        except av.FFmpegError as error:
+            # InvalidData and the like are the file's fault; what the operating system reports need not be.
+            lasting = not isinstance(error, (OSError, MemoryError))
+            raise MediaError(f"does not decode: {error.strerror or error}", lasting=lasting) from None
+        except OSError as error:  # of the stream: PyAV passes it on
+            raise cannot_read(error) from None
 
 
-def _explained(error: Exception, failure: OSError | None) -> MediaError:
-    """What a person is told; `failure` is what the place reported, and the cause of whatever came of it."""
-    from av import FFmpegError
-
-    if failure is not None:
-        return cannot_read(failure)
-    if isinstance(error, MediaError):
-        return error
-    if isinstance(error, FFmpegError):
-        # InvalidData and the like are the file's fault; what the operating system reports need not be.
-        lasting = not isinstance(error, (OSError, MemoryError))
-        return MediaError(f"does not decode: {error.strerror or error}", lasting=lasting)
-    assert isinstance(error, OSError)
-    return cannot_read(error)
-
-
-class _Watched:
-    """A stream as PyAV takes it, that remembers when reading failed."""
+class _Nameless:
+    """What PyAV needs of a stream and no more: a name would have to be text, and its ending would count."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.failure: OSError | None = None
-        self.tell = file.tell
-
-    def read(self, size: int) -> bytes:
-        try:
-            return self._file.read(size)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except OSError as error:
-            self.failure = error
-            raise
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
 def _video_stream(container: Any) -> Any:

@@ -3,7 +3,6 @@
 Imports this room's opening and resampling. A start inside a file is reached from the key frame before it, wherever
 that gives the very frames with the very times that decoding from the beginning gives; where that is not certain,
 decoding starts at the beginning:
-- AVI whose frames are not shown in the order in which they are stored (it holds no times, frames are counted);
 - a file whose first decoded frame, after three tries, lies behind the start, or refers to others;
 - a file of which some packets or frames have no time, or the same as another.
 With `source_fps` frames are counted, too: all packets before the start are read, but not decoded.
@@ -160,11 +159,10 @@ class _Counted:
 def _from_key_frame(container: Any, stream: Any, start: float, source_fps: float) -> Iterator[Timed] | None:
     """`timed_frames` from the key frame before `start`; None where it takes decoding from the beginning."""
     av = load_av()
-    in_order = _evenly_spaced(container)
-    if in_order and stream.codec_context.has_b_frames:
-        return None
-    stamp_name = "dts" if in_order else "pts"
-    rate = source_fps or (_nominal_rate(stream) if in_order else 0.0)
+    # AVI only counts frames, in the order in which they are stored. A frame's dts is that of the packet that brought
+    # it out, and those follow each other as the frames are shown, however they were stored.
+    stamp_name = "dts" if _evenly_spaced(container) else "pts"
+    rate = source_fps or (_nominal_rate(stream) if _evenly_spaced(container) else 0.0)
     try:
         clock = _clock(container, stream, stamp_name, rate, start)
         if clock is None:
