@@ -269,7 +269,7 @@ def test_a_full_disk_is_noticed_before_caching(
 def test_a_text_that_does_not_encode_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("simplewan.app.caching.encode_prompts", lambda *_, **__: [torch.full((3, 8), float("nan"))])
+    monkeypatch.setattr("simplewan.app.encoders.encode_prompts", lambda *_, **__: [torch.full((3, 8), float("nan"))])
     (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
     assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'data.json'}") == 2
     message = capfd.readouterr().err

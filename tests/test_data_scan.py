@@ -120,6 +120,30 @@ def test_an_index_in_use_is_a_users_error(folder: Path, tmp_path: Path, monkeypa
     other.close()
 
 
+SCANNING = """
+import sys
+sys.path[:0] = [{tests!r}, "."]
+from pathlib import Path
+from test_data_helpers import dataset, scanned
+found = scanned(dataset(Path({folder!r}), dataset_type="image"), Path({index!r}))
+print(len(found.samples), len(found.dropped))
+"""
+
+
+def test_two_processes_may_scan_one_dataset_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for index in range(120):
+        Image.new("RGB", (64, 48), (index, 0, 0)).save(root / f"{index:03}.png")
+        caption(root / f"{index:03}.png")
+    code = SCANNING.format(tests=str(Path(__file__).parent), folder=str(root), index=str(tmp_path / "index"))
+    pair = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].split() for process in pair] == [["120", "0"]] * 2
+    events: list[Event] = []
+    found = scanned(dataset(root, dataset_type="image"), tmp_path / "index", emit=events.append)
+    assert (len(found.samples), events) == (120, [])  # what both found is there
+
+
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}, "."]

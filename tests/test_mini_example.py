@@ -15,6 +15,7 @@ import pytest
 
 import simplewan.examples
 from simplewan.app.examples import prepare as prepare_example
+from simplewan.data.backends.opening import open_backend
 from simplewan.data.media import probe
 from simplewan.data.scan import scan
 from simplewan.errors import UserError
@@ -121,7 +122,8 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
     made = EXAMPLES["mini"]["clips"]
     clips.write_dataset(tmp_path / "clips", seed=made.seed, count=made.count, concept=made.concept)
     said: list[Event] = []
-    found = scan(dataset, flavour=loaded.flavour, index_folder=tmp_path, emit=said.append, check=lambda: None)
+    backend = open_backend(dataset, cache=tmp_path, emit=said.append)
+    found = scan(dataset, backend, flavour=loaded.flavour, index_folder=tmp_path, emit=said.append, check=lambda: None)
     assert not found.dropped
     assert not [event for event in said if isinstance(event, Notice) and event.severity != "info"]
     sizes = Counter(sample.bucket for sample in found.samples)
