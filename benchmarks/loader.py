@@ -31,7 +31,7 @@ EPOCHS = 6
 
 
 def run() -> list[Row]:
-    """Batches a second with nobody else at work, the stall share at 10 steps/s, memory gained, planning a large epoch."""
+    """Batches a second with nobody else at work, the stall share at 10 steps/s, memory gained, planning an epoch."""
     with tempfile.TemporaryDirectory() as folder:
         store = _filled(Store(folder))
         rates, stalls, growths = [], [], []
