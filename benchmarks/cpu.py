@@ -17,6 +17,7 @@ BENCHMARKS = {
     "step": "benchmarks.step",
     "cache_rw": "benchmarks.cache_rw",
     "loader": "benchmarks.loader",
+    "decode": "benchmarks.decode",
 }
 
 
