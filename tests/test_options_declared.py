@@ -127,9 +127,9 @@ def test_the_example_files_load(tmp_path: Path, name: str, monkeypatch: pytest.M
     assert not [notice for notice in loaded.notices if notice.severity == "warning"]
 
 
-@pytest.mark.parametrize("name", ["clips.json", "clips_and_images.json"])
+@pytest.mark.parametrize("name", ["clips.json", "clips_and_images.json", "mixed.json"])
 def test_the_example_datasets_load(tmp_path: Path, name: str) -> None:
-    for folder in ("clips", "stills"):
+    for folder in ("clips", "stills", "my-clips", "everyday", "held-back"):
         (tmp_path / "datasets" / folder).mkdir(parents=True)
     overrides = [("data_backend_config", str(ROOT / "datasets_examples" / name)), ("max_train_steps", 1)]
     loaded = load(None, overrides, environ={}, base=tmp_path)

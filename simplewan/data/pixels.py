@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 
-# A conversion takes about a millisecond: more threads than these only wait for each other.
-CONVERSION_THREADS = 4
+# A conversion takes about a millisecond, and decoding goes on meanwhile: more threads would only wait for each other.
+CONVERSION_THREADS = 2
 UNNAMED = 2  # of colour matrices (ITU-T H.273)
 
 
