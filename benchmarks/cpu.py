@@ -17,11 +17,8 @@ BENCHMARKS = {
     "step": "benchmarks.step",
     "cache_rw": "benchmarks.cache_rw",
     "loader": "benchmarks.loader",
-<<<<<<< HEAD
     "indexing": "benchmarks.indexing",
-=======
     "decode": "benchmarks.decode",
->>>>>>> media
 }
 
 
