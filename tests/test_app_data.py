@@ -17,6 +17,7 @@ from tiny import save_tiny_image_model
 
 from simplewan.app.examples import prepare
 from simplewan.caches.store import Store
+from simplewan.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,25 @@ def test_a_dataset_comes_and_goes_at_its_steps(project: Project) -> None:
     assert drawn == ["wide"] * 3 + ["other"] * 5
 
 
+def test_a_dataset_comes_and_goes_with_epochs(project: Project) -> None:
+    project.settings["max_train_steps"] = 12
+    project.datasets[0] |= {"end_epoch": 1}
+    project.datasets[1] |= {"start_epoch": 2}
+    drawn = project.start().drawn[:12]
+    assert [dataset_of(spec.names[0]) for spec in drawn] == ["wide"] * 5 + ["other"] * 7
+
+
+def test_a_run_that_outlasts_its_datasets_is_refused_before_it_starts(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in project.datasets[:2]:
+        entry["end_step"] = 3
+    project.settings["max_train_steps"] = 12
+    project.write()
+    assert main(["train", "--config", str(project.folder / "config.json")]) == 2
+    assert "end_step 3" in capsys.readouterr().err
+
+
 def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
     project.settings |= {"bucket_batch_sizes": {"@17": 2}, "max_train_steps": 3}
     assert {len(spec.names) for spec in project.start().drawn} == {2}
@@ -99,6 +119,7 @@ def test_an_evaluation_set_is_measured_and_not_trained_on(project: Project) -> N
     assert [event for event in project.events if "eval" in event["type"]]
 
 
+@pytest.mark.slow
 def test_random_crops_are_drawn_anew_in_each_epoch_and_a_resumed_run_draws_the_same(project: Project) -> None:
     project.datasets[1] |= {"disabled": True}
     project.datasets[0] |= {
@@ -150,6 +171,7 @@ def test_datasets_may_share_a_cache_of_latents(project: Project) -> None:
     assert project.start().latent_names == []
 
 
+@pytest.mark.slow
 def test_packed_caches_train_to_the_same_losses(project: Project) -> None:
     project.settings["max_train_steps"] = 3
     project.start()
@@ -262,6 +284,13 @@ def test_first_frames_are_cached_for_image_to_video(
     if kind == "2.1":
         store = Store(embeds)
         assert {tuple(store.get(key).shape)[:1] for key in store.keys()} == {(257,)}  # noqa: SIM118
+        own, shared = str(project.folder / "own"), str(project.folder / "shared")
+        project.datasets.append({"id": "seen", "dataset_type": "conditioning_image_embeds", "cache_dir": shared})
+        project.datasets[1]["conditioning_image_embeds"] = "seen"
+        project.datasets[0]["cache_dir_conditioning_image_embeds"] = own
+        assert project.cache() == 0
+        capsys.readouterr()
+        assert (len(Store(own)), len(Store(shared))) == (5, 2)
     Image.new("RGB", (120, 100), (30, 200, 30)).save(pictures / "clip-001.png")
     project.cache("--list", "--json")
     stores = json.loads(capsys.readouterr().out)["stores"]

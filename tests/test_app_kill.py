@@ -79,6 +79,7 @@ def parts(step: int) -> dict[str, dict]:
     return {"weights": {"a": torch.full((3,), float(step))}, "position": {"step": step}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "newest"),
     [

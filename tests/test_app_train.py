@@ -411,6 +411,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["simplewan.app.train"], "make_accelerator", make_scaled)
 
 
+@pytest.mark.slow
 def test_half_precision_skips_what_overflows_and_resumes_to_the_same_bits(
     scaled: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_sheet_has_a_line_for_each_clip(tmp_path: Path) -> None:
         assert (np.asarray(sheet)[0, 0] == frames[0, 0, 0]).all()
 
 
+@pytest.mark.slow
 def test_clips_are_those_of_wans_pipeline(settings: Settings) -> None:
     """Guidance, padding, experts, shift and VAE together, two prompts at once; tolerance: two levels of 255."""
     prompts = [Prompt(SHORT, 7), Prompt(replace(SHORT, ground="teal", objects=SHORT.objects * 2), 8)]

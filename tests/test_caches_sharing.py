@@ -26,6 +26,8 @@ from simplewan.events import silent
 CONTEXT = multiprocessing.get_context("spawn")
 COUNT = 100
 
+pytestmark = pytest.mark.slow
+
 
 def items_of(count: int) -> list[Item]:
     return [Item(f"i{n:03d}", {"content": n}, f"shape{n % 3}") for n in range(count)]

@@ -96,3 +96,23 @@ def test_tags_are_shuffled_the_same_way_every_time(folder: Path) -> None:
     assert {frozenset(order.split(", ")) for order in found} == {frozenset(("fox", "snow", "blurry", "Night"))}
     assert captions(folder, **keys)["a_red-fox_01.mp4"] == found
     assert captions(folder, **keys, random_seed=7)["a_red-fox_01.mp4"] != found
+
+
+@pytest.mark.parametrize("strategy", ["huggingface", "textfile"])
+def test_a_dataset_with_a_column_of_captions_brings_its_own(clip: Path, strategy: str, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "hub").mkdir()
+    rows = [{"video": {"bytes": clip.read_bytes(), "path": "fox.mp4"}, "caption": "a fox"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub" / "data.parquet")
+    keys = {"type": "huggingface", "dataset_name": str(tmp_path / "hub"), "video_column": "video"}
+    options = dataset(tmp_path, caption_strategy=strategy, **keys).model_copy(update={"instance_data_dir": None})
+    found = scanned(options, tmp_path / "index")
+    assert [sample.captions for sample in found.samples] == [("a fox",)]
+    assert found.samples[0].bucket == "64x48@9"
+
+
+def test_captions_of_a_place_that_brings_none_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="type local brings none"):
+        captions(folder, caption_strategy="huggingface")

@@ -34,6 +34,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 def test_two_builds_have_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1234)
     before = torch.get_rng_state()
@@ -65,6 +66,7 @@ def test_it_loads_and_matches_its_flavour(pipeline: WanPipeline) -> None:
     assert pipeline.scheduler.config.flow_shift == flavour.validation_shift
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_latents_of_drawn_clips_are_normalised(pipeline: WanPipeline) -> None:
     vae = pipeline.vae

@@ -46,6 +46,7 @@ def _spoilt(frames: np.ndarray, seed: int, *, noise: float = 10.0, blur: float =
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "least"), [(False, 0.99), (True, 0.97)])
 def test_what_was_drawn_is_seen(spoil: bool, least: float) -> None:
     scores = []

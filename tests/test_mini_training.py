@@ -33,6 +33,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_rate", [None, 1e-2])
 def test_a_stopped_vae_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_rate: float | None
@@ -95,6 +96,7 @@ def test_refining_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
     assert configs[0]["latents_std"] == configs[1]["latents_std"] != [1.0] * 16
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns(tmp_path: Path) -> None:
     *_, early = train_text.train(1, steps=2)
     *_, later = train_text.train(1, steps=60)
