@@ -177,8 +177,8 @@ def _empty(scan: Scan) -> Problem:
     if not scan.dropped:
         kinds = " ".join(suffix[1:] for suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES)
         others = "".join(f" ({notice})" for notice in scan.notices if notice.startswith("files of kinds"))
-        message = f"holds no file that can be read{others}"
-        return Problem(where, message, "instance_data_dir", scan.folder, fix=f"kinds that are read: {kinds}")
+        message = f"holds no file that can be read: {scan.folder}{others}"
+        return Problem(where, message, fix=f"kinds that are read: {kinds}")
     message = (
         f"nothing is left of {len(scan.dropped)} files in {scan.folder}: {count_reasons(scan.dropped)}: "
         f"{some([str(item) for item in scan.dropped])}"
