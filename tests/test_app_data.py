@@ -120,7 +120,7 @@ def test_an_evaluation_set_is_measured_and_not_trained_on(project: Project) -> N
 
 
 @pytest.mark.slow
-def test_random_crops_are_drawn_anew_in_each_epoch_and_a_resumed_run_draws_the_same(project: Project) -> None:
+def test_random_crops_are_drawn_anew_in_each_epoch_and_resumed_runs_draw_the_same(project: Project) -> None:
     project.datasets[1] |= {"disabled": True}
     project.datasets[0] |= {
         "crop": True,
@@ -129,22 +129,30 @@ def test_random_crops_are_drawn_anew_in_each_epoch_and_a_resumed_run_draws_the_s
         "vae_cache_clear_each_epoch": True,
         "resolution": 48,
     }
-    project.settings |= {"max_train_steps": 15, "checkpoint_step_interval": 7}
+    project.settings |= {"max_train_steps": 15, "checkpoint_step_interval": 5, "eval_steps_interval": 5}
     whole = project.start()
     crops: dict[str, set[tuple[Any, Any]]] = {}
     for item in (item for group in whole.latents for item in group):
-        crops.setdefault(item.name, set()).add((item.components["crop_left"], item.components["crop_top"]))
-    assert len(whole.latent_names) >= 15  # five clips, three epochs
-    assert sum(len(places) > 1 for places in crops.values()) >= 4
-    store = Store(project.folder / "cache" / "vae" / "wide")
-    assert len(store) <= 15  # at most the running epochs and the next
-    losses = [event["loss"] for event in project.events if event["type"] == "metric"]
-    project.settings["max_train_steps"] = 7
-    project.start()
+        place = item.components["crop_left"], item.components["crop_top"]
+        crops.setdefault(item.name.partition(", crop")[0], set()).add(place)
+    assert len(crops) == 5
+    assert all(len(places) >= 3 for places in crops.values())  # three epochs, and what is drawn ahead
+    assert whole.latent_names[:3] == [f"wide/clip-001.mp4{suffix}" for suffix in ("", ", crop 2", ", crop 3")]
+    values = [event for event in project.events if event["type"] in ("metric", "eval")]
+    losses = [(event["step"], event["loss"]) for event in values]
+    project.settings["max_train_steps"] = 10
+    assert project.start().latent_names == []
     project.settings["max_train_steps"] = 15
-    resumed = project.start(anew=False)
-    assert [event["loss"] for event in project.events if event["type"] == "metric"] == losses
-    assert len(resumed.latent_names) < len(whole.latent_names)
+    assert project.start(anew=False).latent_names == []
+    again = [event for event in project.events if event["type"] in ("metric", "eval")]
+    assert [(event["step"], event["loss"]) for event in again] == losses
+    # The cut of an epoch is what is trained on: with one cut for all epochs the first epoch is the same, no other is.
+    project.datasets[0]["vae_cache_clear_each_epoch"] = False
+    project.start()
+    fixed = [event["loss"] for event in project.events if event["type"] == "metric"]
+    trained = [event["loss"] for event in values if event["type"] == "metric"]
+    assert fixed[:5] == trained[:5]
+    assert fixed[5:10] != trained[5:10]
 
 
 def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> None:
@@ -220,7 +228,9 @@ def test_the_cache_command_fills_lists_checks_and_prunes(
     assert "its source is gone from the dataset: 1: wide/clip-004.mp4" in text
 
     sources = sorted(path.name for path in (project.folder / "wide").iterdir())
-    assert project.cache("--prune", "--json") == 0
+    assert project.cache("--prune") == 2  # all of the other dataset's records are of another size
+    assert "2 of 2 records are stale, more than half" in capsys.readouterr().err
+    assert project.cache("--prune", "--force", "--json") == 0
     stores = reported(capsys)
     assert (stores["wide"]["records"], stores["other"]["records"]) == (1, 2)
     assert sorted(path.name for path in (project.folder / "wide").iterdir()) == sources

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simplewan.app.context import Context
-from simplewan.app.gathering import Gathered
 from simplewan.app.wanted import Wanted, bytes_missing
 from simplewan.errors import Problem, UserError
 
@@ -16,7 +15,7 @@ PACKED = 0.7  # of their size is left of latents that are compressed; measured: 
 SPARE = 1.05  # headers of the files, and the text cache, which is small beside the latents
 
 
-def check_disk(context: Context, parts: Sequence[tuple[str, Wanted]], gathered: Gathered) -> None:
+def check_disk(context: Context, parts: Sequence[tuple[str, Wanted]]) -> None:
     """Say how much the latents still to be cached take; UserError when a disk has no room.
 
     `parts` are (dataset, what is wanted). What goes to a place elsewhere takes no room here to speak of.
@@ -27,7 +26,7 @@ def check_disk(context: Context, parts: Sequence[tuple[str, Wanted]], gathered: 
             folder = wanted.store.folder.absolute()
             _, datasets, sizes = disks.setdefault(folder.stat().st_dev, (folder, set(), []))
             datasets.add(dataset)
-            sizes.append(bytes_missing(context, wanted, gathered))
+            sizes.append(bytes_missing(context, wanted))
     problems = []
     for place, datasets, sizes in disks.values():
         packed = PACKED if context.options.caches.compress_disk_cache else 1.0

@@ -13,7 +13,7 @@ from simplewan.app.caching import fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.gathering import Gathered, gather
-from simplewan.app.preparing import rendered_texts
+from simplewan.app.preparing import gather_drawn, rendered_texts
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
@@ -21,6 +21,7 @@ from simplewan.caches.groups import encode_groups
 from simplewan.caches.keys import Item
 from simplewan.caches.remote import PlaceError
 from simplewan.caches.store import Store
+from simplewan.data.rules import MOST_CROPS
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, Progress
 from simplewan.models.wan.loading import check_files
@@ -72,13 +73,17 @@ def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
 
 
 def _fill(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    fill_caches(context, gathered, rendered_texts(context))
+    drawn, epochs = gather_drawn(context, gathered, tell=True)
+    fill_caches(context, drawn, rendered_texts(context), epochs=epochs)
     _list(context, gathered, outcome)
 
 
 def _list(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    for store, wanted in _by_store(context, gathered):
-        there, missing = _planned(store, wanted)
+    drawn, epochs = gather_drawn(context, gathered, tell=False)
+    stores = Stores(context, gathered)
+    needed = _by_store(context, drawn, stores, epochs=epochs)
+    for store, wanted in _by_store(context, gathered, stores).items():
+        there, missing = _planned(store, needed.get(store, ()))
         stale, foreign = _stale(store, wanted, gathered)
         outcome.stores.append(
             {
@@ -100,7 +105,7 @@ def _list(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
 
 
 def _verify(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    for store, wanted in _by_store(context, gathered):
+    for store, wanted in _by_store(context, gathered, Stores(context, gathered)).items():
         label = f"Checking {store.place}"
 
         def told(done: int, total: int, label: str = label) -> None:
@@ -123,8 +128,22 @@ def _verify(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None
 
 
 def _prune(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    for store, wanted in _by_store(context, gathered):
-        stale, foreign = _stale(store, wanted, gathered)
+    found = [
+        (store, *_stale(store, wanted, gathered))
+        for store, wanted in _by_store(context, gathered, Stores(context, gathered)).items()
+    ]
+    problems = [
+        Problem(
+            store.place,
+            f"{len(stale)} of {len(store)} records are stale, more than half",
+            fix="look at them with --list; if they may go, --force removes them",
+        )
+        for store, stale, _foreign in found
+        if 2 * len(stale) > len(store) and not outcome.force
+    ]
+    if problems:
+        raise UserError(*problems)
+    for store, stale, foreign in found:
         going = {record.key for record in stale}
         pruned = house.prune(store, store.keys() - going, unguarded=outcome.force, check=context.check)
         outcome.stores.append({"place": store.place, **asdict(pruned), "records_of_others": foreign})
@@ -138,14 +157,15 @@ ACTIONS: dict[str, Callable[[Context, Gathered, CacheOutcome], None]] = {
 }
 
 
-def _by_store(context: Context, gathered: Gathered) -> list[tuple[Store, list[Wanted]]]:
-    """Each store of the run with all that is wanted of it."""
-    stores = Stores(context, gathered)
-    parts = everything_wanted(context, gathered, stores, rendered_texts(context))
+def _by_store(
+    context: Context, gathered: Gathered, stores: Stores, *, epochs: int = MOST_CROPS
+) -> dict[Store, list[Wanted]]:
+    """Each store with all that is wanted of it."""
+    parts = everything_wanted(context, gathered, stores, rendered_texts(context), epochs=epochs)
     by_store: dict[Store, list[Wanted]] = {}
     for part in parts:
         by_store.setdefault(part.store, []).append(part)
-    return list(by_store.items())
+    return by_store
 
 
 def _planned(store: Store, wanted: Sequence[Wanted]) -> tuple[set[str], dict[str, str]]:
@@ -163,7 +183,7 @@ def _planned(store: Store, wanted: Sequence[Wanted]) -> tuple[set[str], dict[str
 def _stale(store: Store, wanted: Sequence[Wanted], gathered: Gathered) -> tuple[list[house.Stale], int]:
     """What nobody of this configuration wants any more; and how many records belong to datasets that it does not name.
 
-    Those are left alone: another configuration may share the place.
+    Those, and validation prompts, are left alone: another configuration may share the place.
     """
     items: list[Item] = [item for part in wanted for item in part.items]
     unwanted = house.stale(store, items, batch_size=wanted[0].batch_size)
@@ -173,4 +193,4 @@ def _stale(store: Store, wanted: Sequence[Wanted], gathered: Gathered) -> tuple[
 
 def _is_own(name: str, gathered: Gathered) -> bool:
     dataset, slash, _file = name.partition("/")
-    return not slash or dataset in gathered.entries
+    return bool(slash) and dataset in gathered.entries

@@ -17,7 +17,15 @@ from simplewan.app.device import release_memory
 from simplewan.app.encoders import ConditionEncoder, ImageEncoder, TextEncoder, Vae, VaeEncoder
 from simplewan.app.gathering import Gathered, quarantine
 from simplewan.app.stores import Stores
-from simplewan.app.wanted import FIRST_FRAME, Wanted, wanted_conditions, wanted_images, wanted_latents, wanted_texts
+from simplewan.app.wanted import (
+    FIRST_FRAME,
+    Wanted,
+    cuts,
+    wanted_conditions,
+    wanted_images,
+    wanted_latents,
+    wanted_texts,
+)
 from simplewan.caches.fill import Encode, Filled, fill
 from simplewan.caches.remote import PlaceError
 from simplewan.caches.store import Store
@@ -29,8 +37,8 @@ Place = tuple[Store, str]
 
 @dataclass(frozen=True)
 class Caches:
-    """Where each sample's latents and each text's embedding are, as (store, key); what could not be encoded; and for
-    image-to-video the first frames as conditions, and as seen by CLIP."""
+    """Where the latents of each cut and each text's embedding are, as (store, key); the samples that could not be
+    encoded; and for image-to-video, by the names of first frames, the conditions and what CLIP sees."""
 
     stores: Stores
     latents: Mapping[str, Place]
@@ -45,16 +53,16 @@ class Caches:
         return store.get(key)
 
 
-def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) -> Caches:
-    """Encode whatever is missing; `prompts` are the validation prompts, the negative one among them.
+def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str], *, epochs: int) -> Caches:
+    """Encode whatever is missing for so many epochs; `prompts` are those of validation, the negative one among them.
 
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
     stores = Stores(context, gathered)
     conditioned = context.flavour.extra_channels > 0
-    latents = wanted_latents(context, gathered, stores)
+    latents = wanted_latents(context, gathered, stores, epochs=epochs)
     conditions = wanted_conditions(context, gathered, stores) if conditioned else {}
-    check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()], gathered)
+    check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()])
     texts = _fill_texts(context, wanted_texts(context, gathered, stores, prompts))
     images: Mapping[str, Wanted] = {}
     if needs_image_embeds(context.flavour):
@@ -63,7 +71,12 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str]) ->
     first_frames = {name + FIRST_FRAME: sample for name, sample in gathered.first_frames.items()}
     seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
     vae = Vae(context)
-    encoded = _fill_samples(context, latents, VaeEncoder(vae, gathered.samples), failed)
+    encoded = _fill_samples(
+        context,
+        latents,
+        VaeEncoder(vae, {cut.id: cut for cut in cuts(gathered.samples.values(), epochs=epochs)}),
+        failed,
+    )
     shown = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
     del vae
     release_memory()
@@ -79,8 +92,8 @@ def _fill_samples(
     places: dict[str, Place] = {}
     for wanted in by_dataset.values():
         filled = fill_wanted(context, wanted, encode, what=wanted.label.removeprefix("Caching "))
-        failed.update({name.removesuffix(FIRST_FRAME): reason for name, reason in filled.failed.items()})
-        places.update({name.removesuffix(FIRST_FRAME): (wanted.store, key) for name, key in filled.keys.items()})
+        failed.update({wanted.owners[name]: reason for name, reason in filled.failed.items()})
+        places.update({name: (wanted.store, key) for name, key in filled.keys.items()})
     release_memory()
     return places
 

@@ -53,6 +53,20 @@ def sample_refs(loaded: Loaded, gathered: Gathered, usable: Sequence[Sample]) ->
     ]
 
 
+def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str]:
+    """The samples (ids) that a run draws or measures: not those of datasets or buckets that it never comes to."""
+    run, roles = loaded.options.run, len(loaded.flavour.trained_experts)
+    max_steps = -(-run.max_train_steps // roles)
+    max_epochs = 0 if run.ignore_final_epochs else run.num_train_epochs
+
+    def comes(ref: SampleRef) -> bool:
+        late = (max_steps and ref.window.start_step > max_steps) or (max_epochs and ref.window.start_epoch > max_epochs)
+        return ref.weight > 0 and not late
+
+    measured = {name for name, sample in gathered.samples.items() if not gathered.entries[sample.dataset].is_training}
+    return measured | {ref.name for ref in sampler.samples if comes(ref)}
+
+
 def unused_sizes(loaded: Loaded, gathered: Gathered) -> list[str]:
     """The keys of bucket_batch_sizes that name no bucket there is."""
     return unmatched(loaded.options.data.bucket_batch_sizes or {}, {sample.bucket for sample in gathered.training})

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from simplewan.app.caching import Caches
 from simplewan.app.gathering import Gathered
-from simplewan.app.renewing import Renewal
 from simplewan.app.wanted import NO_CAPTION
 from simplewan.batches.batch import Batch, collate
 from simplewan.batches.sampler import DROPPED, BatchSpec
@@ -17,13 +16,12 @@ from simplewan.errors import TrainingFailure
 
 @dataclass(frozen=True)
 class Fetch:
-    """Makes the batch of a draw from the caches; `renewal` is None where nothing is encoded anew."""
+    """Makes the batch of a draw from the caches."""
 
     gathered: Gathered
     caches: Caches
     text_tokens: int
     pin_memory: bool
-    renewal: Renewal | None = None
 
     def __call__(self, spec: BatchSpec) -> Batch:
         """Raises TrainingFailure when a cache elsewhere does not answer, or a record is damaged."""
@@ -37,8 +35,7 @@ class Fetch:
         for name, caption in zip(spec.names, spec.captions, strict=True):
             sample = self.gathered.samples[name]
             text = NO_CAPTION if caption == DROPPED else sample.captions[caption]
-            renewed = self.renewal.place(name, spec.epoch) if self.renewal is not None else None
-            store, key = renewed or self.caches.latents[name]
+            store, key = self.caches.latents[sample.crop_name(spec.epoch)]
             latents.append(store.get(key))
             embeds.append(self.caches.text(text))
         datasets = {self.gathered.samples[name].dataset for name in spec.names}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,10 @@ class Gathered:
         own = [sample for sample in self.samples.values() if not self.entries[sample.dataset].is_training]
         return own or self.training
 
+    def only(self, names: Collection[str]) -> Gathered:
+        """The same with no other samples than these (ids)."""
+        return replace(self, samples={name: sample for name, sample in self.samples.items() if name in names})
+
     def of(self, dataset: str) -> list[Sample]:
         """The samples of one dataset."""
         return [sample for sample in self.samples.values() if sample.dataset == dataset]
@@ -56,7 +60,7 @@ def index_folder(entry: DatasetOptions, cache_dir: Path) -> Path:
     return entry.cache_dir_vae or cache_dir / "vae" / entry.id
 
 
-def scan_entry(loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Callable[[], None], epoch: int = 0) -> Scan:
+def scan_entry(loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Callable[[], None]) -> Scan:
     """The samples of one entry. Raises UserError when its cache folder cannot be made."""
     folder = index_folder(entry, loaded.options.caches.cache_dir)
     try:
@@ -67,7 +71,7 @@ def scan_entry(loaded: Loaded, entry: DatasetOptions, *, emit: Emit, check: Call
         problem = Problem(f'dataset "{entry.id}"', message, "cache_dir_vae", str(folder), fix)
         raise UserError(problem) from None
     backend = open_backend(entry, cache=folder, emit=emit, check=check)
-    return scan(entry, backend, flavour=loaded.flavour, index_folder=folder, emit=emit, check=check, epoch=epoch)
+    return scan(entry, backend, flavour=loaded.flavour, index_folder=folder, emit=emit, check=check)
 
 
 def quarantine(context: Context, gathered: Gathered, failed: Mapping[str, str]) -> None:
@@ -83,11 +87,8 @@ def quarantine(context: Context, gathered: Gathered, failed: Mapping[str, str]) 
         )
 
 
-def gather(context: Context, *, epoch: int = 0) -> Gathered:
-    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left.
-
-    `epoch` is the one that the run starts in, for crops that are drawn anew in each.
-    """
+def gather(context: Context) -> Gathered:
+    """Scan every dataset. Raises UserError, with what was dropped and why, when nothing is left."""
     context.emit(Stage("scan", "Looking at the data"))
     entries = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in SCANNED}
     caches = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in CACHES}
@@ -95,7 +96,7 @@ def gather(context: Context, *, epoch: int = 0) -> Gathered:
     dropped: list[Dropped] = []
     scans = []
     for entry in entries.values():
-        found = scan_entry(context.loaded, entry, emit=context.emit, check=context.check, epoch=epoch)
+        found = scan_entry(context.loaded, entry, emit=context.emit, check=context.check)
         scans.append(found)
         for notice in found.notices:
             context.say(notice)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from simplewan.app.caching import Caches, fill_caches
 from simplewan.app.context import Context
-from simplewan.app.drawing import make_sampler, unused_sizes
+from simplewan.app.drawing import drawn_names, make_sampler, unused_sizes
 from simplewan.app.fetching import Fetch
-from simplewan.app.gathering import gather
+from simplewan.app.gathering import Gathered, gather
 from simplewan.app.rendering import render_settings
-from simplewan.app.renewing import Renewal
 from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
-from simplewan.batches.sampler import BatchSpec
+from simplewan.batches.sampler import BatchSpec, Sampler
 from simplewan.plan import RunPlan, plan_run
 from simplewan.validation.runner import RenderSettings
 
@@ -28,23 +28,35 @@ class Prepared:
     plan: RunPlan
 
 
-def prepare(context: Context, *, epoch: int = 0) -> Prepared:
-    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show.
-
-    `epoch` (from 0) is the one that the run goes on in.
-    """
-    gathered = gather(context, epoch=epoch)
+def prepare(context: Context) -> Prepared:
+    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
     render = _render_settings(context)
-    caches = fill_caches(context, gathered, _texts(render))
-    renews = any(entry.renews_crops for entry in gathered.entries.values())
-    fetch = Fetch(
-        gathered,
-        caches,
-        context.flavour.text_tokens,
-        pin_memory=context.device.type == "cuda",
-        renewal=Renewal(context, gathered, caches, epoch=epoch) if renews else None,
-    )
-    return Prepared(caches, fetch, render, make_plan(context, fetch, validates=render is not None))
+    gathered, epochs = gather_drawn(context, gather(context), tell=True)
+    caches = fill_caches(context, gathered, _texts(render), epochs=epochs)
+    fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
+    sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)  # because of what could not be encoded
+    return Prepared(caches, fetch, render, make_plan(context, sampler, validates=render is not None))
+
+
+def gather_drawn(context: Context, gathered: Gathered, *, tell: bool) -> tuple[Gathered, int]:
+    """What of all this a run draws from (nothing else is encoded), and how many epochs it may look at.
+
+    Raises UserError when that is too little, so that it is known before anything is encoded. `tell` says what is left
+    out.
+    """
+    loaded = context.loaded
+    sampler = make_sampler(loaded, gathered, context.flavour.trained_experts[0])
+    plan = make_plan(context, sampler, validates=False)
+    if tell:
+        for pruned in sampler.pruned:
+            context.say(f"{pruned}", warning=True)
+        for bucket in unused_sizes(loaded, gathered):
+            context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"', warning=True)
+    data = loaded.options.data
+    ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
+    return gathered.only(drawn_names(loaded, gathered, sampler)), math.ceil(plan.epochs) + 1 + ahead
 
 
 def rendered_texts(context: Context) -> list[str]:
@@ -62,22 +74,16 @@ def _texts(render: RenderSettings | None) -> list[str]:
     return [*(prompt.text for prompt in render.prompts), render.negative_prompt] if render else []
 
 
-def make_plan(context: Context, fetch: Fetch, *, validates: bool) -> RunPlan:
-    """When the run ends, saves, validates (if there is anything to render) and measures; says what is too small."""
+def make_plan(context: Context, sampler: Sampler, *, validates: bool) -> RunPlan:
+    """When the run ends, saves, validates (if there is anything to render) and measures."""
     options = context.options
-    experts = context.flavour.trained_experts
-    sampler = make_sampler(context.loaded, fetch.gathered, experts[0], failed=fetch.caches.failed)
-    for pruned in sampler.pruned:
-        context.say(f"{pruned}", warning=True)
-    for bucket in unused_sizes(context.loaded, fetch.gathered):
-        context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"', warning=True)
     return plan_run(
         max_train_steps=options.run.max_train_steps,
         num_train_epochs=options.run.num_train_epochs,
         ignore_final_epochs=options.run.ignore_final_epochs,
         micro_batches_in_epochs=sampler.batches_in_epochs,
         accumulation=options.optimizer.gradient_accumulation_steps,
-        roles=len(experts),
+        roles=len(context.flavour.trained_experts),
         checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
         checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
         validation_step_interval=options.validation.validation_step_interval if validates else 0,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered, index_folder
-from simplewan.caches.remote import RemoteShelf
+from simplewan.caches.remote import PlaceError, RemoteShelf
 from simplewan.caches.store import Store
 from simplewan.data.backends.opening import open_cache_backend
+from simplewan.errors import Problem, UserError
 from simplewan.options import DatasetOptions
 
 
@@ -58,7 +59,11 @@ class Stores:
         elif backend.root in self._opened:
             store = self._opened[backend.root]
         else:
-            store = Store(RemoteShelf(backend, self._root / "mirror"), compress=self._compress)
+            try:
+                store = Store(RemoteShelf(backend, self._root / "mirror"), compress=self._compress)
+            except PlaceError as error:
+                message = f"its cache does not answer: {error}"
+                raise UserError(Problem(f'dataset "{entry.id}"', message, fix="start again when it does")) from error
             self._opened[backend.root] = store
         if entry.write_batch_size:
             self._sizes[store] = entry.write_batch_size

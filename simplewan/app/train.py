@@ -83,7 +83,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     checkpoints.set_aside_after(start)
     recorded = reports.begin(step=start)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
-    prepared = prepare(context, epoch=resumed_epoch(context, checkpoints, resume))
+    prepared = prepare(context)
     total = prepared.plan.total_steps
     reports.set_total(max(total, start))
     if start >= total and finished_step(output) == start:
@@ -157,14 +157,6 @@ def _run(context: Context, roles: Mapping[str, Role], *, hooks: Sequence[Hook], 
         start=start,
     )
     context.emit(Stage("training", "Training", status="completed"))
-
-
-def resumed_epoch(context: Context, checkpoints: CheckpointStore, resume: Resume | None) -> int:
-    """The epoch (from 0) in which the role that is furthest behind goes on."""
-    if resume is None:
-        return 0
-    positions = [checkpoints.read(resume.path, f"{name}.position") for name in context.flavour.trained_experts]
-    return min(int(position["sampler"]["epoch"]) for position in positions)
 
 
 def build_roles(

@@ -33,7 +33,7 @@ TEXT, LATENTS, CONDITION, IMAGE = "text", "latents", "condition", "image"
 @dataclass(frozen=True)
 class Wanted:
     """Items that belong into one store. `label` and `key` name the work in progress events; `texts` are those that the
-    items of texts stand for, by the item's name."""
+    items of texts stand for, by the item's name, `owners` the samples (ids) of the others."""
 
     kind: str
     store: Store
@@ -43,11 +43,15 @@ class Wanted:
     label: str
     key: str
     texts: Mapping[str, str] = field(default_factory=dict)
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
-def everything_wanted(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str]) -> list[Wanted]:
-    """What is to be in all caches of the run."""
-    parts = [*wanted_texts(context, gathered, stores, prompts), *wanted_latents(context, gathered, stores).values()]
+def everything_wanted(
+    context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str], *, epochs: int
+) -> list[Wanted]:
+    """What is to be in all caches of a run of so many epochs."""
+    latents = wanted_latents(context, gathered, stores, epochs=epochs)
+    parts = [*wanted_texts(context, gathered, stores, prompts), *latents.values()]
     if context.flavour.extra_channels:
         parts += wanted_conditions(context, gathered, stores).values()
     if needs_image_embeds(context.flavour):
@@ -88,15 +92,17 @@ def wanted_texts(context: Context, gathered: Gathered, stores: Stores, prompts: 
     ]
 
 
-def wanted_latents(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
-    """The latents of every sample, by dataset."""
+def wanted_latents(context: Context, gathered: Gathered, stores: Stores, *, epochs: int) -> dict[str, Wanted]:
+    """The latents of every sample, by dataset, in all the cuts that so many epochs show."""
     return {
-        dataset: wanted_latents_of(context, entry, stores.latents(dataset), gathered.of(dataset))
+        dataset: wanted_latents_of(context, entry, stores.latents(dataset), gathered.of(dataset), epochs=epochs)
         for dataset, entry in gathered.entries.items()
     }
 
 
-def wanted_latents_of(context: Context, entry: DatasetOptions, store: Store, samples: Iterable[Sample]) -> Wanted:
+def wanted_latents_of(
+    context: Context, entry: DatasetOptions, store: Store, samples: Sequence[Sample], *, epochs: int = 1
+) -> Wanted:
     """The latents of samples of one dataset; those of one shape may be encoded together."""
     settings = {
         "kind": LATENTS,
@@ -107,12 +113,20 @@ def wanted_latents_of(context: Context, entry: DatasetOptions, store: Store, sam
     return Wanted(
         kind=LATENTS,
         store=store,
-        items=[Item(sample.id, {**settings, **_origin(sample)}, group=sample.clip.bucket) for sample in samples],
+        items=[
+            Item(cut.id, {**settings, **_origin(cut)}, group=cut.clip.bucket) for cut in cuts(samples, epochs=epochs)
+        ],
+        owners={cut.id: sample.id for sample in samples for cut in cuts([sample], epochs=epochs)},
         batch_size=context.options.caches.vae_batch_size,
         flush_records=entry.write_batch_size or context.options.caches.write_batch_size,
         label=f"Caching latents of {entry.id}",
         key="vae_cache",
     )
+
+
+def cuts(samples: Iterable[Sample], *, epochs: int) -> list[Sample]:
+    """Each sample in all the cuts that so many epochs show, by their names."""
+    return [sample.cut(number) for sample in samples for number in range(min(epochs, 1 + len(sample.crops)))]
 
 
 def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
@@ -135,6 +149,7 @@ def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> d
                 )
                 for sample in gathered.of(dataset)
             ],
+            owners={sample.id + FIRST_FRAME: sample.id for sample in gathered.of(dataset)},
             label=f"Caching first frames of {dataset}",
             key="condition_cache",
         )
@@ -165,6 +180,7 @@ def wanted_images(context: Context, gathered: Gathered, stores: Stores) -> dict[
             ],
             batch_size=1,
             flush_records=stores.flush_records(stores.images(dataset)),
+            owners={sample.id + FIRST_FRAME: sample.id for sample in gathered.of(dataset)},
             label=f"Caching image embeddings of {dataset}",
             key="image_cache",
         )
@@ -176,18 +192,17 @@ def _origin(sample: Sample) -> dict[str, Component]:
     return {"content": sample.content, **asdict(sample.clip)}
 
 
-def bytes_missing(context: Context, wanted: Wanted, gathered: Gathered) -> int:
+def bytes_missing(context: Context, wanted: Wanted) -> int:
     """Bytes of the latents (or conditions, which are as large) that their store lacks, were they not packed."""
     return sum(
         latents_bytes(
-            width=clip.width,
-            height=clip.height,
-            num_frames=clip.num_frames,
+            width=int(str(item.components["width"])),
+            height=int(str(item.components["height"])),
+            num_frames=int(str(item.components.get(FRAMES, item.components["num_frames"]))),
             vae=context.flavour.vae,
             bytes_per_value=DTYPES[context.options.caches.vae_dtype].itemsize,
         )
         for group in encode_groups(wanted.items, batch_size=wanted.batch_size)
         for item, key in zip(group.items, group.keys, strict=True)
         if key not in wanted.store
-        for clip in [gathered.samples[item.name.removesuffix(FIRST_FRAME)].clip]
     )

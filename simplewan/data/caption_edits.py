@@ -30,7 +30,8 @@ class Edits:
     """The edits that a dataset asks for. Raises UserError for filters that cannot be read."""
 
     def __init__(self, dataset: DatasetOptions) -> None:
-        self._prepend = dataset.instance_prompt if dataset.prepend_instance_prompt else None
+        is_prompt = dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt"
+        self._prepend = dataset.instance_prompt if dataset.prepend_instance_prompt and not is_prompt else None
         self._filters = [_filter(text, dataset) for text in _filter_texts(dataset)]
         self._count, self._keep = dataset.caption_shuffle_count, dataset.caption_shuffle_keep
         self._separator, self._seed = dataset.caption_separator, dataset.random_seed

@@ -20,6 +20,7 @@ from simplewan.errors import Problem, UserError
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
 
+LARGEST = 10_000_000  # of any size or length that a table may say; infinity is none
 TABLES = ("parquet", "csv", "jsonl")
 
 
@@ -75,7 +76,7 @@ class Descriptions:
             number = float(value) if value is not None else None
         except (TypeError, ValueError):
             return None
-        return number if number is not None and number > 0 else None
+        return number if number is not None and 0 < number <= LARGEST else None
 
 
 def read_descriptions(dataset: DatasetOptions, paths: Sequence[str]) -> Descriptions | None:

@@ -46,9 +46,11 @@ def load_clip(sample: Sample) -> torch.Tensor:
 
 
 def _compare(said: MediaInfo, found: MediaInfo) -> None:
-    """Raises MediaError when a table says another size or rate than a file has."""
+    """Raises MediaError when a table says another size or rate, or more frames, than a file has."""
     if (said.width, said.height) != (found.width, found.height):
         raise MediaError(f"is {found.width}x{found.height}; the table says {said.width}x{said.height}")
+    if said.num_frames > found.num_frames:
+        raise MediaError(f"has {found.num_frames} frames; the table says {said.num_frames}")
     if abs(said.fps - found.fps) > SAME_RATE * found.fps:
         raise MediaError(f"has {found.fps:g} frames a second; the table says {said.fps:g}")
 

@@ -6,9 +6,9 @@ places of clips) is a hash of the dataset's random_seed and the file's name: the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from simplewan.data.buckets import (
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # A source this near below the model's rate (23.976 for 24) is not called slower.
 SAME_RATE = 0.99
 WITHOUT_CUTS = ("head", "full")
+# Crops that are drawn anew in each epoch come round again after so many: they are all encoded before training.
+MOST_CROPS = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Rules:
     """How the sources of one dataset become clips: one for each of `sizes`, of `frames`, and of the starts in a source.
 
     `sample_fps` 0 takes every frame. `asked_sizes` are exact sizes as they were written; those of the rules divide by
-    what the model needs. `seed` and `epoch` decide what is random; the epoch counts where crops are drawn anew.
+    what the model needs. `seed` decides what is random; `crops` is how many crops a clip has, one an epoch
+    in turn.
     """
 
     sizes: tuple[SizeRule, ...]
@@ -62,7 +65,7 @@ class Rules:
     finds_cuts: bool = False
     crop_style: str = "center"
     seed: int = 0
-    epoch: int = 0
+    crops: int = 1
 
     @property
     def finds_faces(self) -> bool:
@@ -86,16 +89,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The clips of a source, and what is worth telling about it: a slower rate, gaps in its times, lengths it lacks."""
+    """The clips of a source, and what is worth telling about it: a slower rate, gaps in its times, lengths it lacks.
+
+    `crops` are the further crops of each clip, for the epochs after the first.
+    """
 
     clips: tuple[Clip, ...]
     info: MediaInfo
     slower: bool
     gaps: int
     too_short_for: tuple[int, ...] = ()
+    crops: Mapping[Clip, tuple[Clip, ...]] = field(default_factory=dict)
 
 
-def make_rules(dataset: DatasetOptions, flavour: Flavour, *, epoch: int = 0) -> Rules:
+def make_rules(dataset: DatasetOptions, flavour: Flavour) -> Rules:
     """The rules of a dataset for the flavour's geometry and rate."""
     video = dataset.video
     is_image_set = dataset.dataset_type in ("image", "conditioning")
@@ -117,7 +124,7 @@ def make_rules(dataset: DatasetOptions, flavour: Flavour, *, epoch: int = 0) -> 
         finds_cuts=video.scene_cuts and video.extraction not in WITHOUT_CUTS,
         crop_style=dataset.crop_style,
         seed=dataset.random_seed,
-        epoch=epoch if dataset.renews_crops else 0,
+        crops=MOST_CROPS if dataset.renews_crops else 1,
     )
 
 
@@ -186,7 +193,7 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
     if refused is not None:
         return refused
     sampled = _sampled(_source_times(info, rules), rules.sample_fps)
-    clips: list[Clip] = []
+    clips: dict[Clip, tuple[Clip, ...]] = {}
     short: list[Dropped] = []
     lacking: list[int] = []
     for rule in (rules.image_frames,) if info.is_image else rules.frames:
@@ -201,15 +208,19 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
             short.append(Dropped(name, reason, "too short", len(sampled)))
             lacking.append(rule.num_frames or rule.min_frames)
             continue
-        clips += [_place(name, found, size, num_frames, start, rules) for size in rules.sizes for start in starts]
+        for size in rules.sizes:
+            for start in starts:
+                place = partial(_place, name, found, size, num_frames, start, rules)
+                clips[place()] = tuple(place(crop=crop) for crop in range(1, rules.crops))
     if not clips:
         return short[0]
-    rate = clips[0].fps
-    gaps = count_gaps([time for _, time in sampled[: clips[0].num_frames]], rate) if rate else 0
+    first = next(iter(clips))
+    gaps = count_gaps([time for _, time in sampled[: first.num_frames]], first.fps) if first.fps else 0
     return Fitted(
-        clips=tuple(dict.fromkeys(clips)),
+        clips=tuple(clips),
+        crops=clips,
         info=info,
-        slower=not info.is_image and 0 < rate < rules.sample_fps,
+        slower=not info.is_image and 0 < first.fps < rules.sample_fps,
         gaps=gaps,
         too_short_for=tuple(lacking),
     )
@@ -234,8 +245,10 @@ def _starts(
     return [sampled[start][0] for start in starts]
 
 
-def _place(name: str, found: Found, size: SizeRule, num_frames: int, start: float, rules: Rules) -> Clip:
-    """One clip of a source: its size, and where it is cut out."""
+def _place(
+    name: str, found: Found, size: SizeRule, num_frames: int, start: float, rules: Rules, *, crop: int = 0
+) -> Clip:
+    """One clip of a source: its size, and where it is cut out; `crop` numbers its random crops."""
     info = found.info
     if size.shape == RANDOM:
         chosen = size.aspects[int(uniform(rules.seed, "aspect", name) * len(size.aspects))]
@@ -244,7 +257,7 @@ def _place(name: str, found: Found, size: SizeRule, num_frames: int, start: floa
     def crop_at(covering: Size, target: Size) -> tuple[int, int]:
         pair = None
         if rules.crop_style == RANDOM:
-            about = ("crop", rules.epoch, name, *target, num_frames, f"{start:.3f}")
+            about = ("crop", crop, name, *target, num_frames, f"{start:.3f}")
             pair = uniform(rules.seed, "across", *about), uniform(rules.seed, "down", *about)
         return crop_offset(covering, target, rules.crop_style, position=found.face, draw=pair)
 

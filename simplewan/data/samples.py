@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from simplewan.data.backends import Source
 from simplewan.data.buckets import Clip
@@ -19,7 +19,8 @@ from simplewan.data.mediainfo import MediaInfo
 class Sample:
     """One clip of a dataset. `content` names the file's bytes (their SHA-256, or what the place knows them by).
 
-    `described` is what a table says is in the file, where the file itself was not looked at.
+    `crops` are further cuts of the clip, for the epochs after the first, in turn. `described` is what a table says is
+    in the file, where the file itself was not looked at.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Sample:
     content: str
     captions: tuple[str, ...]
     clip: Clip
+    crops: tuple[Clip, ...] = ()
     described: MediaInfo | None = None
 
     @property
@@ -39,6 +41,16 @@ class Sample:
     def name(self) -> str:
         """The path inside the dataset, and which clip of the file it is where there may be several."""
         return self.id.removeprefix(f"{self.dataset}/")
+
+    def crop_name(self, epoch: int) -> str:
+        """What the cut of an epoch (from 0) is called: the first one's name is the sample's."""
+        number = epoch % (1 + len(self.crops))
+        return f"{self.id}, crop {number + 1}" if number else self.id
+
+    def cut(self, epoch: int) -> Sample:
+        """The sample as it is cut in an epoch, under the name of the cut."""
+        clips = (self.clip, *self.crops)
+        return replace(self, id=self.crop_name(epoch), clip=clips[epoch % len(clips)], crops=())
 
     @property
     def bucket(self) -> str:

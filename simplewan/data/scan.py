@@ -43,7 +43,6 @@ def scan(
     index_folder: Path,
     emit: Emit,
     check: Callable[[], None],
-    epoch: int = 0,
 ) -> Scan:
     """The samples of a dataset, whose files are in `backend`; those that did not change since the last scan are not
     opened.
@@ -51,7 +50,7 @@ def scan(
     Raises UserError when the files cannot be listed or the index cannot be used. Whatever `check` raises passes
     through; what was found until then is kept in the index.
     """
-    rules = make_rules(dataset, flavour, epoch=epoch)
+    rules = make_rules(dataset, flavour)
     try:
         with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
             inspector = Inspector(dataset.id, backend, index, emit, check)
@@ -260,6 +259,7 @@ class _Scanner:
                 content=digest,
                 captions=captions,
                 clip=clip,
+                crops=found.crops[clip],
                 described=described,
             )
             for clip in found.clips

@@ -159,6 +159,8 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
     for entry in entries:
         if entry.options.id and entry.options.id in ids:
             findings.problem(entry.where, "is there twice", key="id", fix="give every dataset a name of its own")
+        if "/" in entry.options.id:
+            findings.problem(entry.where, 'holds a "/"', key="id", value=entry.options.id, fix="leave it out of names")
         ids[entry.options.id] = entry
     enabled = [entry for entry in entries if not entry.options.disabled]
     if entries and not any(entry.options.is_training for entry in enabled) and not findings.problems:

@@ -260,7 +260,9 @@ class DatasetOptions(Group):
         help="Most records of one cache file; none takes the config's.",
     )
     vae_cache_clear_each_epoch: bool = option(
-        False, applies="crop_style=random", help="Draw random crops anew in each epoch, and encode them again."
+        False,
+        applies="crop_style=random",
+        help="Draw random crops anew in each epoch; after 16 they come round again. All are encoded before training.",
     )
     hash_filenames: bool = option(
         True, restart_safe=True, help="Of no effect: caches are named after content. Kept for old files."
@@ -345,6 +347,13 @@ class DatasetOptions(Group):
     video: VideoOptions = option(
         None, factory=VideoOptions, help="How videos are cut: num_frames, min_frames, bucket_strategy ..."
     )
+
+    @field_validator("aws_endpoint_url", mode="after")
+    @classmethod
+    def _without_keys(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError("must not hold a name and password; use aws_access_key_id and aws_secret_access_key")
+        return value
 
     @model_validator(mode="after")
     def _window(self) -> DatasetOptions:

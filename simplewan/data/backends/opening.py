@@ -34,7 +34,8 @@ class _Opening:
 
     @property
     def needs_captions(self) -> bool:
-        return self.dataset.caption_strategy in _FROM_THE_PLACE
+        asked = self.dataset.caption_strategy in _FROM_THE_PLACE and not self.dataset.only_instance_prompt
+        return asked and self.dataset.parquet.path is None
 
     def missing(self, key: str, fix: str) -> UserError:
         return UserError(Problem(f'dataset "{self.dataset.id}"', "is missing", key, fix=fix))

@@ -19,9 +19,9 @@ def encode_image(processor: Any, encoder: Any, frames_BCHW: Tensor) -> Tensor:
     """The penultimate hidden states of the CLIP encoder, (B, 3, H, W) -> (B, N, D), in its dtype and on its device.
 
     Frames are uint8, or floats in [-1, 1] as the VAE takes them, which are turned back into the uint8 they came from.
-    The processor (transformers', on torchvision) resizes the shorter side to 224 and cuts out the middle, on the CPU, so that every device is given the
-    same pixels. diffusers shows CLIP the image before it is fitted to the video's size; what is shown here is the
-    caller's choice. Raises ValueError for what is not a batch of RGB frames.
+    The processor (transformers', on torchvision) resizes the shorter side to 224 and cuts out the middle, on the CPU,
+    so that every device is given the same pixels. diffusers shows CLIP the image before it is fitted to the video's
+    size; what is shown here is the caller's choice. Raises ValueError for what is not a batch of RGB frames.
     """
     frames = list(_to_uint8(frames_BCHW).cpu())
     pixels_BCHW = processor(images=frames, return_tensors="pt").pixel_values

@@ -35,7 +35,9 @@ class DataOptions(Group):
         None, minimum=0, help=f"{_DEFAULT}: smaller sources are left out, in the unit of resolution_type; 0 is off."
     )
     maximum_image_size: float | None = option(
-        None, minimum=0, help=f"{_DEFAULT}: larger sources are first made smaller; 0 is off."
+        None,
+        minimum=0,
+        help=f"{_DEFAULT}: larger sources are left out, or, with target_downsample_size, made smaller; 0 is off.",
     )
     target_downsample_size: float | None = option(
         None, minimum=0, help=f"{_DEFAULT}: the size that sources above maximum_image_size are first brought to."
