@@ -161,11 +161,14 @@ def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> 
     work = project.start()
     listed = project.folder / "cache" / "vae" / "wide" / "problematic_files.txt"
     assert str(listed) in work.notice("left alone from now on")
-    assert listed.read_text().startswith("clip-013.mp4: is damaged")
+    assert listed.read_text().startswith("clip-013.mp4\tis damaged")
     again = project.start()
     assert again.latent_names == []
     assert "clip-013.mp4 (is damaged" in again.notice("are left out", "broken file")
     assert project.file("wide", "clip-013.mp4").exists()
+    listed.unlink()  # look at it again
+    assert "wide/clip-013.mp4 is left out" in " ".join(project.start().notices)
+    assert "listed in problematic_files.txt" in project.start().notice("are left out", "broken file")
     shutil.copy(project.file("wide", "clip-001.mp4"), project.file("wide", "clip-013.mp4"))  # mended
     assert not any("clip-013" in text for text in project.start().notices)
 

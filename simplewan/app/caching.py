@@ -71,17 +71,14 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str], *,
     first_frames = {name + FIRST_FRAME: sample for name, sample in gathered.first_frames.items()}
     seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
     vae = Vae(context)
-    encoded = _fill_samples(
-        context,
-        latents,
-        VaeEncoder(vae, {cut.id: cut for cut in cuts(gathered.samples.values(), epochs=epochs)}),
-        failed,
-    )
+    encoder = VaeEncoder(vae, {cut.id: cut for cut in cuts(gathered.samples.values(), epochs=epochs)})
+    encoded = _fill_samples(context, latents, encoder, failed)
     shown = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
-    del vae
+    if encoder.broken and context.options.data.delete_problematic_images:
+        owners = {name: owner for wanted in latents.values() for name, owner in wanted.owners.items()}
+        quarantine(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})
+    del vae, encoder
     release_memory()
-    if failed and context.options.data.delete_problematic_images:
-        quarantine(context, gathered, failed)
     return Caches(stores, latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
 
 

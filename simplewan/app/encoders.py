@@ -73,13 +73,19 @@ def read_clip(item: Item, samples: Mapping[str, Sample]) -> torch.Tensor:
 
 
 class VaeEncoder:
-    """Decodes clips and encodes them to latents."""
+    """Decodes clips and encodes them to latents. `broken` gathers those whose files are damaged, by the item's name."""
 
     def __init__(self, vae: Vae, samples: Mapping[str, Sample]) -> None:
         self._vae, self._samples = vae, samples
+        self.broken: dict[str, str] = {}
 
     def __call__(self, items: Sequence[Item]) -> Sequence[torch.Tensor]:
-        pixels_BCFHW = self._vae.pixels(items, self._samples)
+        try:
+            pixels_BCFHW = self._vae.pixels(items, self._samples)
+        except ItemError as error:
+            if isinstance(error.__cause__, MediaError) and error.__cause__.lasting:
+                self.broken[error.name] = error.reason
+            raise
         return list(encode(self._vae(), pixels_BCFHW).to(self._vae.dtype).cpu())
 
 

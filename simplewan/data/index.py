@@ -27,11 +27,11 @@ from simplewan.data.backends import Entry
 from simplewan.data.mediainfo import MediaInfo
 
 # Raise it whenever probing finds other things in the same file.
-VERSION = "2"
+VERSION = "3"
 WRITE_FACTS, WRITE_SECONDS = 1000, 2.0
 LOCK_SECONDS = 60.0
 EVEN = 1e-9  # frame times this near to index / rate are stored as the rate
-FACTS = ("info", "error", "digest", "content", "cuts", "face")
+FACTS = ("info", "error", "digest", "content", "cuts", "face", "problem")
 
 _TABLES_ANEW = f"""
 BEGIN IMMEDIATE;
@@ -130,9 +130,12 @@ class Index:
         else:
             self._put(path, "info", _pack(found))
 
-    def broken(self) -> dict[str, str]:
-        """The files that cannot be used, and why."""
-        return {path: str(reason) for path in sorted(self._rows) if (reason := self._get(path, "error")) is not None}
+    def problems(self) -> dict[str, str]:
+        """The files that failed while they were encoded, and why."""
+        return {path: str(reason) for path in sorted(self._rows) if (reason := self._get(path, "problem")) is not None}
+
+    def put_problem(self, path: str, reason: str) -> None:
+        self._put(path, "problem", reason)
 
     def digest(self, path: str) -> str | None:
         """The digest of the file's bytes, if it was computed."""

@@ -6,7 +6,7 @@ Imports errors, events, flavours, options for their types alone, and this room; 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ def scan(
     try:
         with Index(index_folder, dataset=dataset.id, root=backend.root) as index:
             inspector = Inspector(dataset.id, backend, index, emit, check)
-            return _Scanner(dataset, backend, index, inspector, check).run(rules)
+            return _Scanner(dataset, backend, index, inspector, check, _listed(index_folder)).run(rules)
     except sqlite3.OperationalError as error:
         raise UserError(
             Problem(
@@ -66,15 +66,28 @@ def scan(
 
 
 def put_on_list(index_folder: Path, *, dataset: str, root: str, reasons: Mapping[str, str]) -> Path:
-    """Leave files (path -> reason) out of every scan until they change, and list all such files in a text file."""
+    """Leave files (path -> reason) out of every scan until they change, or their line is taken out of the list.
+
+    The list is a text file: path, tab, reason.
+    """
+    target = index_folder / PROBLEMATIC
     with Index(index_folder, dataset=dataset, root=root) as index:
         for path, reason in reasons.items():
-            index.put_media(path, reason)
-        listed = index.broken()
-    target = index_folder / PROBLEMATIC
+            index.put_problem(path, reason)
+        known = index.problems()
+    listed = {path: reason for path, reason in known.items() if path in reasons or path in _listed(index_folder)}
     with atomic_path(target) as temporary:
-        temporary.write_text("".join(f"{path}: {reason}\n" for path, reason in listed.items()), encoding="utf-8")
+        temporary.write_text("".join(f"{path}\t{reason}\n" for path, reason in listed.items()), encoding="utf-8")
     return target
+
+
+def _listed(index_folder: Path) -> set[str]:
+    """The files on the list of those that failed."""
+    try:
+        text = (index_folder / PROBLEMATIC).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {line.partition("\t")[0] for line in text.splitlines()}
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ class _Scanner:
     index: Index
     inspector: Inspector
     check: Callable[[], None]
+    listed: Collection[str]
 
     def run(self, rules: Rules) -> Scan:
         edits = Edits(self.dataset)
@@ -96,6 +110,9 @@ class _Scanner:
         dropped = [_odd_name(entry.path) for entry in listed if not _is_text(entry.path) and is_media_name(entry.path)]
         dropped += [Dropped(*refused) for refused in self.backend.refused]
         self.index.update(entries)
+        left_alone = {path: why for path, why in self.index.problems().items() if path in self.listed}
+        dropped += [Dropped(path, f"{why}; listed in {PROBLEMATIC}", "broken file") for path, why in left_alone.items()]
+        media = [entry for entry in media if entry.path not in left_alone]
         infos = self._usable(media, described, dropped)
         fitted = self._fitted({path: Found(info) for path, info in infos.items()}, rules, dropped)
         wanted = [entry for entry in media if entry.path in fitted]
