@@ -9,12 +9,13 @@ from functools import partial
 from itertools import islice
 
 import pytest
+from batching import batches_in_epochs
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simplewan.batches.mixing import MixedDataset, dataset_weights
 from simplewan.batches.sampler import Sampler
-from simplewan.batches.sizes import SampleRef, batch_size_of, batches_in_epochs, patterns, prune, unmatched
+from simplewan.batches.sizes import SampleRef, batch_size_of, patterns, prune, unmatched
 from simplewan.errors import UserError
 
 MODES = ("auto-weighting", "uniform")

@@ -10,11 +10,12 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
+from batching import batches_in_epochs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simplewan.batches.sampler import Sampler
-from simplewan.batches.sizes import SampleRef, batches_in_epochs, prune
+from simplewan.batches.sizes import SampleRef, prune
 from simplewan.errors import UserError
 
 

@@ -146,7 +146,10 @@ def _prune(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
     for store, stale, foreign in found:
         going = {record.key for record in stale}
         pruned = house.prune(store, store.keys() - going, unguarded=outcome.force, check=context.check)
-        outcome.stores.append({"place": store.place, **asdict(pruned), "records_of_others": foreign})
+        joined = house.compact(store, unguarded=outcome.force, check=context.check)
+        outcome.stores.append(
+            {"place": store.place, **asdict(pruned), "shards_joined": joined, "records_of_others": foreign}
+        )
 
 
 ACTIONS: dict[str, Callable[[Context, Gathered, CacheOutcome], None]] = {

@@ -31,13 +31,15 @@ class Fetch:
             raise TrainingFailure(f"the cache of {', '.join(spec.names)} cannot be read: {error}") from error
 
     def _batch(self, spec: BatchSpec) -> Batch:
-        latents, embeds = [], []
+        places, embeds = [], []
         for name, caption in zip(spec.names, spec.captions, strict=True):
             sample = self.gathered.samples[name]
             text = NO_CAPTION if caption == DROPPED else sample.captions[caption]
-            store, key = self.caches.latents[sample.crop_name(spec.epoch)]
-            latents.append(store.get(key))
+            places.append(self.caches.latents[sample.crop_name(spec.epoch)])
             embeds.append(self.caches.text(text))
+        for store, key in places:
+            store.will_need([key])
+        latents = [store.get(key) for store, key in places]
         datasets = {self.gathered.samples[name].dataset for name in spec.names}
         return collate(
             latents,

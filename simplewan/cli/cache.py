@@ -31,7 +31,8 @@ Works with the caches that `train` with the same arguments would use: latents an
   --verify    read every record and compare it with its checksum; damaged ones are set aside, so that the next fill
               makes them anew (exit code 1 when there are any)
   --prune     remove what is stale: records of this configuration's datasets that it would not use, such as those of
-              another resolution or of files that are not there now; records of other datasets stay
+              another resolution or of files that are not there now; records of other datasets stay; small files of
+              records are joined
   --force     prune though more than half is stale, or nobody can tell whether others use the place (a bucket)
   --json      one JSON document on standard output
 
