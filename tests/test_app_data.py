@@ -86,7 +86,19 @@ def test_a_run_that_outlasts_its_datasets_is_refused_before_it_starts(
 
 def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
     project.settings |= {"bucket_batch_sizes": {"@17": 2}, "max_train_steps": 3}
-    assert {len(spec.names) for spec in project.start().drawn} == {2}
+    work = project.start()
+    assert {len(spec.names) for spec in work.drawn} == {2}
+    project.settings["bucket_batch_sizes"] = {"832x480": 2}
+    assert project.start().notice("bucket_batch_sizes", 'there is no bucket "832x480"')
+
+
+def test_what_is_never_drawn_is_not_encoded(project: Project) -> None:
+    project.datasets[1]["probability"] = 0
+    work = project.start()
+    assert sorted(map(dataset_of, work.latent_names)) == ["wide"] * 5
+    assert not any(name.startswith("other/") for name in work.text_names)
+    project.datasets[1] |= {"probability": 1, "start_step": 100}
+    assert project.start().latent_names == []
 
 
 def test_regularisation_data_pulls_back_to_the_base(project: Project) -> None:

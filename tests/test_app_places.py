@@ -15,6 +15,7 @@ from serving import Fault, Proxy, proxy, s3_server
 
 from simplewan.app.examples import prepare
 from simplewan.caches.remote import RemoteShelf
+from simplewan.cli import main
 from simplewan.data.backends import trying
 from simplewan.data.backends.s3 import S3Backend
 
@@ -118,3 +119,12 @@ def test_a_bucket_that_is_not_there_is_named_at_once(project: Project, capsys: p
     project.datasets[0]["aws_bucket_name"] = "no-such-bucket"
     assert project.cache() == 2
     assert "no-such-bucket" in capsys.readouterr().err
+
+
+def test_a_cache_that_does_not_answer_is_a_message_for_train_too(
+    project: Project, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.datasets[1]["aws_endpoint_url"] = "http://127.0.0.1:9"
+    project.write()
+    assert main(["train", "--config", str(project.folder / "config.json")]) == 2
+    assert "its cache does not answer" in capsys.readouterr().err

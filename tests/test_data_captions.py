@@ -60,6 +60,18 @@ def test_the_instance_prompt_may_stand_before_captions(folder: Path) -> None:
     assert found == {"a_red-fox_01.mp4": ("zarn style, fox, snow, blurry, Night", "zarn style, a fox")}
 
 
+def test_the_instance_prompt_is_not_put_before_itself(folder: Path) -> None:
+    keys = {"instance_prompt": "zarn", "prepend_instance_prompt": True}
+    for strategy in ({"caption_strategy": "instanceprompt"}, {"only_instance_prompt": True}):
+        assert set(captions(folder, **keys, **strategy).values()) == {("zarn",)}
+
+
+def test_a_table_needs_no_captions_where_one_prompt_serves_all(folder: Path) -> None:
+    (folder / "files.csv").write_text("video\na_red-fox_01.mp4\n")
+    keys = {"type": "csv", "csv_file": folder / "files.csv", "instance_prompt": "zarn", "only_instance_prompt": True}
+    assert captions(folder, **keys) == {"a_red-fox_01.mp4": ("zarn",)}
+
+
 def test_filters_remove_and_replace(folder: Path) -> None:
     filters = [", blurry", "s/night/day/i", "s/(f)(o)x/\\1ir\\/\\2/"]
     assert captions(folder, caption_filter_list=filters)["a_red-fox_01.mp4"] == ("fir/o, snow, day", "a fir/o")

@@ -330,6 +330,21 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
     assert sorted(problem.key or "" for problem in loaded.later) == expected.split()
 
 
+def test_what_would_lose_samples_or_secrets_is_refused(tmp_path: Path) -> None:
+    bucket = {"type": "aws", "aws_bucket_name": "b", "aws_endpoint_url": "http://me:secret@host:9000"}
+    found = problems(
+        tmp_path, datasets=[{**DATASET, "id": "a/b"}, {"id": "t", "dataset_type": "text_embeds", **bucket}]
+    )
+    assert "id = 'a/b' holds a \"/\"" in found
+    assert "must not hold a name and password" in found
+    assert "secret@" not in found and "http://me:" in found
+
+
+def test_a_switch_that_does_nothing_says_so(tmp_path: Path) -> None:
+    loaded = load_in(tmp_path, datasets=[{**DATASET, "vae_cache_clear_each_epoch": True}])
+    assert any("vae_cache_clear_each_epoch has no effect" in notice.message for notice in loaded.notices)
+
+
 def test_what_is_off_is_no_request(tmp_path: Path) -> None:
     loaded = load_in(
         tmp_path,

@@ -18,6 +18,7 @@ from simplewan.options.sources import Findings, Given, did_you_mean, plain_key
 
 REDACTED = "(redacted)"
 _SECRET_NAME = re.compile(
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # of "https://name:password@host"
     r"(^|_)(token|secret|password|access_key|api_key|webhook_url|callback_url)($|_)", re.IGNORECASE
 )
 _LIMITS = {
@@ -29,13 +30,16 @@ _LIMITS = {
 
 
 def redact(key: str, value: Any, declared: Declared | None = None) -> Any:
-    """`value` without what nobody may read: secrets by declaration or by name; `{env:NAME}` stays as it is written."""
+    """`value` without what nobody may read: secrets by declaration or by name, and the password of an address;
+    `{env:NAME}` stays as it is written."""
     if isinstance(value, Mapping):
         return {name: redact(name, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(key, item, declared) for item in value]
     hidden = isinstance(value, str) and bool(value) and ((declared and declared.secret) or _SECRET_NAME.search(key))
-    return REDACTED if hidden and not value.startswith("{env:") else value
+    if hidden and not value.startswith("{env:"):
+        return REDACTED
+    return _PASSWORD.sub(rf"\1{REDACTED}@", value) if isinstance(value, str) else value
 
 
 def from_text(value: Any, declared: Declared) -> Any:
