@@ -18,9 +18,9 @@ from simplewan.options.sources import Findings, Given, did_you_mean, plain_key
 
 REDACTED = "(redacted)"
 _SECRET_NAME = re.compile(
-_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # of "https://name:password@host"
     r"(^|_)(token|secret|password|access_key|api_key|webhook_url|callback_url)($|_)", re.IGNORECASE
 )
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # of "https://name:password@host"
 _LIMITS = {
     "greater_than_equal": ("must be at least", "ge"),
     "greater_than": ("must be greater than", "gt"),
