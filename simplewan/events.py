@@ -54,7 +54,10 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Metric(Event):
-    """One optimiser step of one role. `values` holds further figures under their names (grad_norm, ...)."""
+    """One optimiser step of one role, and the samples that it was made of (a name each time it was drawn).
+
+    `values` holds further figures under their names (grad_norm, ...).
+    """
 
     kind: ClassVar[str] = "metric"
     step: int
@@ -65,6 +68,7 @@ class Metric(Event):
     lr: float
     seconds: float
     values: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

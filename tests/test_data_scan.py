@@ -222,7 +222,7 @@ def test_every_dropped_file_has_its_reason(folder: Path, tmp_path: Path) -> None
     notice = dropped_notice(found)
     assert notice is not None
     assert notice.startswith(
-        "clips: 8 of 14 files are left out: 3 no caption, 2 too short, 1 unreadable name, 1 broken"
+        "clips: 8 of 14 files are left out: 2 too short, 2 no caption, 1 unreadable name, 1 broken"
     )
     assert any(".wmv (1)" in text for text in found.notices)
     assert scanned(dataset(folder), tmp_path / "index") == found  # reasons come from the index too

@@ -448,3 +448,39 @@ def test_problems_name_no_expanded_value(tmp_path: Path) -> None:
     text = problems(tmp_path, environ={"RATE": "s3cret"}, learning_rate="{env:RATE}")
     assert "learning_rate = '{env:RATE}' is not a number" in text
     assert not re.search("s3cret", text)
+
+
+def test_what_the_command_line_gives_and_no_dataset_uses_is_said(tmp_path: Path) -> None:
+    own = load_in(tmp_path, ("resolution", 100), datasets=[{**DATASET, "resolution": 64}])
+    assert any("resolution = 100 is not used: every dataset has its own" in n.message for n in own.notices)
+    plain = {key: value for key, value in DATASET.items() if key != "resolution"}
+    assert load_in(tmp_path, ("resolution", 100), datasets=[plain]).datasets[0].resolution == 100
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"start_step": 10, "end_step": 5}, "start_step = 10 is above end_step 5"),
+        ({"start_epoch": 3, "end_epoch": 2}, "start_epoch = 3 is above end_epoch 2"),
+        ({"resolution": 480, "resolution_type": "area"}, 'resolution_type = "pixel_area"'),
+        ({"resolution": 0.5, "resolution_type": "pixel"}, 'resolution_type = "area"'),
+        ({"video": {"target_frames": 17}}, "did you mean video.num_frames?"),
+        ({"max_train_steps": 17}, "it belongs in config.json"),
+    ],
+)
+def test_mistakes_of_a_dataset_are_told_together(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    found = problems(tmp_path, datasets=[{**DATASET, **keys, "repeats": -1}])
+    assert said in found
+    assert "repeats = -1" in found
+
+
+def test_keys_of_a_dataset_that_are_not_read_are_named(tmp_path: Path) -> None:
+    entry = {**DATASET, "caption_shuffle_keep": 2, "video": {"frame_stride": 9}, "instance_prompt": "zarn"}
+    eval_set = {**DATASET, "id": "held-back", "dataset_type": "eval"}
+    said = " ".join(
+        n.message for n in load_in(tmp_path, ("eval_steps_interval", 0), datasets=[entry, eval_set]).notices
+    )
+    assert "caption_shuffle_keep (needs caption_shuffle_count)" in said
+    assert "video.frame_stride (needs extraction slide)" in said
+    assert "instance_prompt is not used: prepend_instance_prompt puts it before captions" in said
+    assert 'dataset "held-back": is not used: eval_steps_interval is 0' in said

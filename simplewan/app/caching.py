@@ -74,6 +74,9 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str], *,
     encoder = VaeEncoder(vae, {cut.id: cut for cut in cuts(gathered.samples.values(), epochs=epochs)})
     encoded = _fill_samples(context, latents, encoder, failed)
     shown = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
+    if encoder.broken and not context.options.data.delete_problematic_images:
+        count = f"{len(encoder.broken)} damaged file" + ("s are" if len(encoder.broken) > 1 else " is")
+        context.say(f"{count} tried again at each start; delete_problematic_images = true puts them on a list instead")
     if encoder.broken and context.options.data.delete_problematic_images:
         owners = {name: owner for wanted in latents.values() for name, owner in wanted.owners.items()}
         quarantine(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})

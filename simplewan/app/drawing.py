@@ -63,7 +63,9 @@ def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str
         late = (max_steps and ref.window.start_step > max_steps) or (max_epochs and ref.window.start_epoch > max_epochs)
         return ref.weight > 0 and not late
 
-    measured = {name for name, sample in gathered.samples.items() if not gathered.entries[sample.dataset].is_training}
+    measured: set[str] = set()
+    if loaded.options.validation.eval_steps_interval:
+        measured = {name for name, item in gathered.samples.items() if not gathered.entries[item.dataset].is_training}
     return measured | {ref.name for ref in sampler.samples if comes(ref)}
 
 

@@ -83,7 +83,7 @@ def quarantine(context: Context, gathered: Gathered, failed: Mapping[str, str]) 
         root = next(iter(samples.values())).source.backend.root
         path = put_on_list(folder, dataset=dataset, root=root, reasons=reasons)
         context.say(
-            f"{dataset}: {len(reasons)} files are left alone from now on; they are listed in {path}", warning=True
+            f"{dataset}: left alone from now on, until they change: {len(reasons)}; listed in {path}", warning=True
         )
 
 

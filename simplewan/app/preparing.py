@@ -53,7 +53,8 @@ def gather_drawn(context: Context, gathered: Gathered, *, tell: bool) -> tuple[G
         for pruned in sampler.pruned:
             context.say(f"{pruned}", warning=True)
         for bucket in unused_sizes(loaded, gathered):
-            context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"', warning=True)
+            there = ", ".join(sorted({sample.bucket for sample in gathered.training}))
+            context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"; there are {there}', warning=True)
     data = loaded.options.data
     ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
     return gathered.only(drawn_names(loaded, gathered, sampler)), math.ceil(plan.epochs) + 1 + ahead

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import factorial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # s/PATTERN/REPLACEMENT/ with a slash in either written as \/ .
 _SUBSTITUTION = re.compile(r"^s/((?:[^/\\]|\\.)+)/((?:[^/\\]|\\.)*)/(i?)$")
+
+# So many draws for each order that is asked for; nearly all orders of few tags take several.
+TRIES = 50
 
 Replace = Callable[[str], str]
 
@@ -46,7 +50,7 @@ class Edits:
             if text.strip() or not variant.strip():
                 edited += self._orders(name, text.strip())
         if not edited:
-            raise CaptionError("no caption", "caption_filter_list leaves nothing of its caption")
+            raise CaptionError("empty caption", "caption_filter_list leaves nothing of its caption")
         if self._prepend:
             edited = [f"{self._prepend} {text}".strip() for text in edited]
         return tuple(dict.fromkeys(edited))
@@ -58,11 +62,13 @@ class Edits:
         tags = [tag.strip() for tag in caption.split(self._separator) if tag.strip()]
         fixed, loose = tags[: self._keep], tags[self._keep :]
         between = f"{self._separator.strip()} " if self._separator.strip() else self._separator
-        orders = []
-        for number in range(self._count):
+        orders: dict[str, None] = {}
+        number = 0
+        while len(orders) < min(self._count, factorial(min(len(set(loose)), 12))) and number < TRIES * self._count:
             place = partial(draw, self._seed, "tags", name, number)
-            orders.append(between.join((*fixed, *sorted(loose, key=place))))
-        return orders
+            orders[between.join((*fixed, *sorted(loose, key=place)))] = None
+            number += 1
+        return list(orders)
 
 
 def _filter_texts(dataset: DatasetOptions) -> tuple[str, ...]:

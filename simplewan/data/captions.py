@@ -69,7 +69,7 @@ def parse_captions(content: bytes, name: str) -> tuple[str, ...]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").split("\n")
     variants = tuple(line.strip() for line in lines if line.strip())
     if not variants:
-        raise CaptionError("no caption", f"its caption {name} is empty")
+        raise CaptionError("empty caption", f"its caption {name} is empty")
     return variants
 
 

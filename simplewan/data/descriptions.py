@@ -36,15 +36,15 @@ class Descriptions:
     def captions(self, entry: Entry) -> tuple[str, ...]:
         """The caption variants of a file: those of all its rows. Raises CaptionError."""
         if (why := self.match.unclear.get(entry.path)) is not None:
-            raise CaptionError("no caption", why)
+            raise CaptionError("not in the table", why)
         if entry.path not in self.match.rows:
-            raise CaptionError("no caption", "the table does not name it")
+            raise CaptionError("not in the table", "the table does not name it")
         found: list[str] = []
         for cells in self._cells(entry.path):
             caption, fallback = (self.columns[key] for key in ("caption_column", "fallback_caption_column"))
             found += texts(cells.get(caption)) or (texts(cells.get(fallback)) if fallback else ())
         if not found:
-            raise CaptionError("no caption", f"its caption in row {self._row(entry.path).number} is empty")
+            raise CaptionError("empty caption", f"its caption in row {self._row(entry.path).number} is empty")
         return tuple(dict.fromkeys(found))
 
     def media(self, path: str) -> MediaInfo | None:
@@ -81,7 +81,7 @@ class Descriptions:
 
 def read_descriptions(dataset: DatasetOptions, paths: Sequence[str]) -> Descriptions | None:
     """The table that a dataset names, matched with its files; None where none is asked for. Raises UserError."""
-    place = dataset.parquet.path or (dataset.csv_file if dataset.type == "csv" else None)
+    place = dataset.parquet.path or dataset.csv_file
     if place is None or not {dataset.caption_strategy, dataset.metadata_backend} & set(TABLES):
         return None
     where, key = f'dataset "{dataset.id}"', "parquet.path" if dataset.parquet.path else "csv_file"

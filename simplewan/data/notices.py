@@ -29,7 +29,6 @@ TRAINED_SIZES: dict[int, tuple[Size, ...]] = {
 }
 # Kinds of file that people might expect to be read.
 OTHER_MEDIA = (
-    ".m4v",
     ".mpg",
     ".mpeg",
     ".wmv",
@@ -163,7 +162,9 @@ def dropped_notice(scan: Scan) -> str | None:
         return None
     total = len(scan.samples) + len(scan.dropped)
     names = some([str(item) for item in scan.dropped])
-    return f"{scan.dataset}: {len(scan.dropped)} of {total} files are left out: {count_reasons(scan.dropped)}: {names}"
+    rest = "; `simpletuner dataset report` lists all" if len(scan.dropped) > LISTED else ""
+    reasons = count_reasons(scan.dropped)
+    return f"{scan.dataset}: {len(scan.dropped)} of {total} files are left out: {reasons}: {names}{rest}"
 
 
 def datasets_problem(scans: Iterable[Scan]) -> UserError | None:

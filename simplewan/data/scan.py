@@ -228,7 +228,7 @@ class _Scanner:
     def _own_caption(self, backend: Captioned, entry: Entry) -> tuple[str, ...]:
         captions = backend.captions(entry.path)
         if not captions:
-            raise CaptionError("no caption", "the table has no caption for it")
+            raise CaptionError("empty caption", "the table has no caption for it")
         return captions
 
     def _fitted(self, known: Mapping[str, Found], rules: Rules, dropped: list[Dropped]) -> dict[str, Fitted]:

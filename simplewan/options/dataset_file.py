@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from simplewan.errors import Problem
-from simplewan.options.catalogue import Options, dataset_catalogue
+from simplewan.options.catalogue import Options, catalogue, dataset_catalogue
 from simplewan.options.datasets import INHERITED, NESTED, DatasetOptions
 from simplewan.options.declare import Declared, declarations
 from simplewan.options.foreign import FOREIGN_DATASET, MUSUBI_DATASET
@@ -38,6 +38,7 @@ NEEDED = {
     "huggingface": ("dataset_name", "name a dataset of the hub (user/name), or a folder"),
     "aws": ("aws_bucket_name", "name the bucket"),
 }
+MOST_MEGAPIXELS, FEWEST_PIXELS = 20, 16
 TABLES = ("parquet", "csv", "jsonl")
 
 
@@ -61,7 +62,8 @@ def read_entries(path: Path, *, defaults: Mapping[str, Any], expand: Expander, f
         findings.problem(shown, "holds one object instead of a list of datasets", fix="put it in [ ]")
         return []
     if not isinstance(content, list) or not content:
-        findings.problem(shown, "is not a list of datasets")
+        what = "is an empty list" if content == [] else "is not a list of datasets"
+        findings.problem(shown, what, fix="datasets_examples/ has some to copy")
         return []
     entries: list[Entry] = []
     for number, raw in enumerate(content, 1):
@@ -140,8 +142,10 @@ def _unknown(where: str, prefix: str, key: str, value: Any) -> Problem:
     own = [
         name.removeprefix(prefix) for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)
     ]
-    if not prefix and key in MUSUBI_DATASET:
+    if key in MUSUBI_DATASET:
         fix = MUSUBI_DATASET[key]
+    elif key in catalogue():
+        fix = "it belongs in config.json"
     elif not prefix and (inside := next((name for name in NESTED if f"{name}.{key}" in known), None)):
         fix = f'it belongs in the "{inside}" object of this entry'
     elif prefix and key in known:
@@ -175,6 +179,10 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
 
 def check_datasets(options: Options, entries: Sequence[Entry], *, findings: Findings) -> None:
     """The checks of enabled entries against the options of the run."""
+    for entry in entries:
+        measured = entry.options.dataset_type == "eval" and not entry.options.disabled
+        if measured and not options.validation.eval_steps_interval:
+            findings.warn(f"{entry.where}: is not used: eval_steps_interval is 0")
     training = [entry for entry in entries if entry.options.is_training and not entry.options.disabled]
     if training and not any(entry.options.probability for entry in training):
         findings.problem(training[0].where, "and that of every other dataset is 0", key="probability", value=0)
@@ -199,6 +207,11 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
                 meant = did_you_mean(name, [other for other, kind in kinds.items() if kind == wanted])
                 fix = f'did you mean "{meant}"?' if meant else ""
                 findings.problem(entry.where, f"names no enabled {wanted} entry", key=key, value=name, fix=fix)
+    for unit in ("step", "epoch"):
+        start, end = getattr(options, f"start_{unit}"), getattr(options, f"end_{unit}")
+        if end is not None and end < start:
+            findings.problem(entry.where, f"is above end_{unit} {end}", key=f"start_{unit}", value=start)
+    _check_units(entry, findings)
     low, high = options.minimum_aspect_ratio, options.maximum_aspect_ratio
     if low and high and low > high:
         findings.problem(entry.where, f"is above maximum_aspect_ratio {high:g}", key="minimum_aspect_ratio", value=low)
@@ -223,6 +236,19 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
     paths.require_folder(options.instance_data_dir, raw, where=entry.where, key="instance_data_dir", findings=findings)
 
 
+def _check_units(entry: Entry, findings: Findings) -> None:
+    """A resolution that was meant in another unit."""
+    options = entry.options
+    numbers = [value for value in (*options.resolutions, options.resolution) if isinstance(value, (int, float))]
+    for value in numbers:
+        if options.resolution_type == "area" and value > MOST_MEGAPIXELS:
+            fix = f'resolution_type = "pixel_area" is a square of {value:g} pixels'
+            findings.problem(entry.where, "is a size in megapixels", key="resolution", value=value, fix=fix)
+        elif options.resolution_type != "area" and value < FEWEST_PIXELS:
+            fix = 'resolution_type = "area" counts megapixels'
+            findings.problem(entry.where, "is a size in pixels", key="resolution", value=value, fix=fix)
+
+
 def _check_captions(entry: Entry, paths: Paths, findings: Findings) -> None:
     """What a way of captioning needs."""
     options = entry.options
@@ -233,10 +259,16 @@ def _check_captions(entry: Entry, paths: Paths, findings: Findings) -> None:
     if (by_prompt or asked) and not options.instance_prompt:
         key = asked[0] if asked else "caption_strategy"
         findings.problem(entry.where, "needs instance_prompt", key=key, value=getattr(options, key))
-    table = options.parquet.path is not None or options.type == "csv"
+    if options.instance_prompt and not by_prompt and not asked:
+        findings.warn(
+            f"{entry.where}: instance_prompt is not used: prepend_instance_prompt puts it before captions, "
+            'caption_strategy = "instanceprompt" is it alone'
+        )
+    table = options.parquet.path is not None or options.csv_file is not None
     for key in ("caption_strategy", "metadata_backend"):
         if getattr(options, key) in TABLES and not table and not (key == "caption_strategy" and by_prompt):
-            fix = 'name the table: "parquet": {"path": "captions.parquet"}'
+            ending = getattr(options, key)
+            fix = f'name the table: "parquet": {{"path": "captions.{ending}"}}'
             findings.problem(entry.where, "needs a table", key=key, value=getattr(options, key), fix=fix)
     for key, path in (("caption_filter_list", options.caption_filter_list), ("parquet", options.parquet.path)):
         if isinstance(path, Path):

@@ -285,7 +285,8 @@ class DatasetOptions(Group):
         None, applies="conditioning_image_embeds", restart_safe=True, help="Folder of that cache."
     )
     csv_file: Path | None = option(
-        None, applies="type=csv", help="The table: CSV, TSV, JSON lines or Parquet. Its files count from its folder."
+        None,
+        help="The table of type csv (columns video,prompt, or named below); else one of captions or metadata.",
     )
     csv_caption_column: str = option(
         "caption", applies="type=csv", help="Column of the captions; prompt or text is taken where there is no caption."
@@ -354,14 +355,6 @@ class DatasetOptions(Group):
         if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
             raise ValueError("must not hold a name and password; use aws_access_key_id and aws_secret_access_key")
         return value
-
-    @model_validator(mode="after")
-    def _window(self) -> DatasetOptions:
-        for unit in ("step", "epoch"):
-            start, end = getattr(self, f"start_{unit}"), getattr(self, f"end_{unit}")
-            if end is not None and end < start:
-                raise ValueError(f"cannot hold: end_{unit} {end} is below start_{unit} {start}")
-        return self
 
     @property
     def renews_crops(self) -> bool:

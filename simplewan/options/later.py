@@ -18,11 +18,16 @@ from simplewan.options.sources import Findings, Given
 def find_later(
     group: Group, found: Mapping[str, Given], among: Mapping[str, Declared], *, where: str, findings: Findings
 ) -> None:
-    """Collect what a dataset entry asks for that is to come, its nested objects included."""
+    """Collect what a dataset entry asks for that is to come, its nested objects included; says what is not read."""
+    unread = []
     for declared, value, path in _walk(group, found, among):
         values = getattr(group, path.split(".")[0]).__dict__ if "." in path else group.__dict__
         if is_read(declared, values):
             findings.later.extend(requests(declared, value, path, where=where))
+        elif value != declared.default and is_on(value):
+            unread.append(f"{path} (needs {needs(declared)})")
+    if unread:
+        findings.inform(f"{where}: not read: {', '.join(unread)}")
 
 
 def _walk(

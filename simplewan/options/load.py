@@ -78,6 +78,7 @@ def load(
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
     check_datasets(options, entries, findings=findings)
+    _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))
@@ -158,6 +159,15 @@ def _read_datasets(
     entries = read_entries(file, defaults=defaults, expand=expand, findings=findings)
     check_entries(entries, shown=str(file), paths=paths, findings=findings)
     return entries, file
+
+
+def _check_inherited(found: Mapping[str, Given], entries: Sequence[Entry], findings: Findings) -> None:
+    """Say where a default of the datasets is given for this run, and every dataset has its own."""
+    holding = [entry for entry in entries if entry.options.holds_files and not entry.options.disabled]
+    for key in INHERITED:
+        given = found.get(key)
+        if given is not None and given.where == COMMAND_LINE and holding and all(key in e.given for e in holding):
+            findings.warn(f"{given.where}: {key} = {given.value} is not used: every dataset has its own")
 
 
 def _read_prompts(

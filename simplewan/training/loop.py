@@ -131,6 +131,7 @@ def _update(
             lr=lr,
             seconds=time.monotonic() - began,
             values=values,
+            samples=tuple(names),
         )
     )
 

@@ -22,7 +22,8 @@ class RunOptions(Group):
     resume_from_checkpoint: str = option(
         "latest",
         restart_safe=True,
-        help='"latest" goes on from the newest checkpoint, "none" starts anew, "checkpoint-N" or a path names one.',
+        help='"latest" goes on from the newest checkpoint, "none" starts anew (where there is none), "checkpoint-N" '
+        "or a path names one.",
     )
     max_train_steps: int = option(
         0,
