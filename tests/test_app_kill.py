@@ -160,7 +160,7 @@ CACHING = (
     Point("simplewan.data.index:Index.put_digest", call=7),
     Point("simplewan.caches.shards:sync", call=1),  # a shard of texts has its temporary name
     Point("simplewan.caches.shards:sync", call=4, after=True),  # the second one has its own
-    Point("simplewan.app.caching:_VaeEncoder.__call__", call=3, after=True),
+    Point("simplewan.app.encoders:VaeEncoder.__call__", call=3, after=True),
     Point("simplewan.caches.shards:sync", call=1, match="tmp"),
     Point("simplewan.caches.store:Store.put", call=2, after=True),
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from simplewan.app.context import DTYPES, Context
 from simplewan.caches.fill import ItemError
@@ -107,7 +107,7 @@ class ImageEncoder:
 
     def __init__(self, context: Context, first_frames: Mapping[str, Sample]) -> None:
         self._context, self._first_frames = context, first_frames
-        self._models: tuple[CLIPImageProcessor, CLIPVisionModel] | None = None
+        self._models: tuple[Any, torch.nn.Module] | None = None
 
     def __call__(self, items: Sequence[Item]) -> Sequence[torch.Tensor]:
         if self._models is None:
