@@ -255,6 +255,22 @@ def test_the_cache_command_fills_lists_checks_and_prunes(
     assert all(store["damaged"] == [] for store in reported(capsys).values())
 
 
+def test_pruning_leaves_what_others_may_use(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project.settings |= {"validation_disable": False, "validation_prompt": "a red ball"}
+    project.cache()
+    before = len(Store(project.folder / "cache" / "text"))
+    project.settings["validation_prompt"] = "a blue ball"  # as another configuration would
+    project.datasets[1]["id"] = "else"
+    for clip in CLIPS["other"]:
+        project.file("other", f"{clip}.txt").write_text("of another dataset")
+    project.cache()
+    capsys.readouterr()
+    assert project.cache("--prune", "--json") == 0
+    pruned = reported(capsys)["text"]
+    assert (pruned["records"], pruned["records_of_others"]) == (0, 3)
+    assert len(Store(project.folder / "cache" / "text")) == before + 2
+
+
 def test_a_damaged_record_is_found_set_aside_and_made_anew(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
