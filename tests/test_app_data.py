@@ -80,7 +80,7 @@ def test_a_run_that_outlasts_its_datasets_is_refused_before_it_starts(
         entry["end_step"] = 3
     project.settings["max_train_steps"] = 12
     project.write()
-    assert main(["train", "--config", str(project.folder / "config.json")]) == 2
+    assert main(["train", "--config", str(project.folder / "config.json"), f"output_dir={project.folder}/out"]) == 2
     assert "end_step 3" in capsys.readouterr().err
 
 

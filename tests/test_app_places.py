@@ -126,5 +126,5 @@ def test_a_cache_that_does_not_answer_is_a_message_for_train_too(
 ) -> None:
     project.datasets[1]["aws_endpoint_url"] = "http://127.0.0.1:9"
     project.write()
-    assert main(["train", "--config", str(project.folder / "config.json")]) == 2
+    assert main(["train", "--config", str(project.folder / "config.json"), f"output_dir={project.folder}/out"]) == 2
     assert "its cache does not answer" in capsys.readouterr().err
