@@ -49,6 +49,7 @@ def counts(project: Project, steps: int, **keys: Any) -> Counter[str]:
     return Counter(dataset_of(name) for spec in work.drawn[:steps] for name in spec.names)
 
 
+@pytest.mark.slow
 def test_datasets_are_mixed_by_probability_and_evenly(project: Project) -> None:
     assert counts(project, 14) == {"wide": 10, "other": 4}
     assert counts(project, 12, probability=0.5) == {"wide": 10, "other": 2}

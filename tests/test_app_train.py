@@ -276,6 +276,7 @@ def test_a_text_that_does_not_encode_is_named(
     assert "clips/clip-000.mp4, caption 1: cannot be encoded: its encoding holds NaN or infinity" in message
 
 
+@pytest.mark.slow
 def test_write_batch_size_bounds_the_files_of_both_caches(run: Run, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
     data = f"data_backend_config={tmp_path / 'data.json'}"

@@ -510,6 +510,7 @@ def share(folder: str, mirror: str, number: int, results: Any) -> None:
     results.put((len(filled.keys), len(encoded), good))
 
 
+@pytest.mark.slow
 def test_processes_fill_and_read_one_place_through_one_mirror(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -177,6 +177,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {key: store.get(key).numpy().tobytes() for key in sorted(store.keys())}
 
 
+@pytest.mark.slow
 def test_killed_writers_leave_a_good_cache_and_two_may_write_at_once(tmp_path):
     folder = tmp_path / "killed"
     victim = writer(folder, 30, 0.05)

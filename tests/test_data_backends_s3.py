@@ -37,6 +37,8 @@ KEY = "AKIDEXAMPLE7"
 PAGE = 100  # objects that the server lists at once
 Make = Callable[..., S3Backend]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:

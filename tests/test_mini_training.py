@@ -86,6 +86,7 @@ def test_a_vae_begins_with_the_small_picture_of_each_frame() -> None:
     torch.testing.assert_close(held, held[:, :, :1].expand_as(held), rtol=0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_refining_leaves_the_latents_as_they_are(tmp_path: Path) -> None:
     train_vae.train("2.1", tmp_path / "vae", seed=1)
     train_vae.refine("2.1", tmp_path / "vae", tmp_path / "refined", seed=1)
