@@ -126,6 +126,22 @@ def test_a_dataset_with_a_column_of_captions_brings_its_own(clip: Path, strategy
     assert found.samples[0].bucket == "64x48@9"
 
 
+def test_a_dataset_of_several_configurations_gives_the_one_that_is_named(clip: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "hub").mkdir()
+    for name in ("red", "blue"):
+        rows = [{"video": {"bytes": clip.read_bytes(), "path": f"{name}.mp4"}, "caption": f"a {name} fox"}]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub" / f"{name}.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("red", "blue"))
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    keys = {"type": "huggingface", "dataset_name": str(tmp_path / "hub"), "video_column": "video"}
+    options = dataset(tmp_path, dataset_config="blue", **keys).model_copy(update={"instance_data_dir": None})
+    found = scanned(options, tmp_path / "index")
+    assert [sample.captions for sample in found.samples] == [("a blue fox",)]
+
+
 def test_captions_of_a_place_that_brings_none_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="type local brings none"):
         captions(folder, caption_strategy="huggingface")

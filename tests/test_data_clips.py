@@ -157,3 +157,15 @@ def test_what_is_too_large_is_made_smaller_where_a_size_to_do_so_is_given(folder
     found = scan_of(folder, tmp_path, **keys, target_downsample_size=48)
     assert found.dropped == ()
     assert {(s.clip.downsample_width, s.clip.downsample_height) for s in found.samples} == {(80, 48), (48, 80)}
+
+
+def test_shapes_outside_the_limits_are_left_out(folder: Path, tmp_path: Path) -> None:
+    wide = scan_of(folder, tmp_path, minimum_aspect_ratio=1.0)
+    assert [(item.name, item.kind) for item in wide.dropped] == [("upright.mp4", "aspect ratio")]
+    upright = scan_of(folder, tmp_path, maximum_aspect_ratio=1.0)
+    assert [item.name for item in upright.dropped] == ["long.mp4", "short.mp4"]
+
+
+def test_shapes_are_rounded_to_the_decimals_that_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    assert scan_of(folder, tmp_path, resolution=64).buckets == {"80x48@9": 2, "48x80@9": 1}
+    assert scan_of(folder, tmp_path, resolution=64, aspect_bucket_rounding=0).buckets == {"96x48@9": 2, "48x96@9": 1}

@@ -466,6 +466,7 @@ def test_what_the_command_line_gives_and_no_dataset_uses_is_said(tmp_path: Path)
         ({"resolution": 0.5, "resolution_type": "pixel"}, 'resolution_type = "area"'),
         ({"video": {"target_frames": 17}}, "did you mean video.num_frames?"),
         ({"max_train_steps": 17}, "it belongs in config.json"),
+        ({"conditioning_data": "x", "conditioning_type": "mask"}, "is not one of reference_strict"),
     ],
 )
 def test_mistakes_of_a_dataset_are_told_together(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
