@@ -85,6 +85,19 @@ def test_a_run_that_outlasts_its_datasets_is_refused_before_it_starts(
     assert "end_step 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["auto-weighting", "uniform"])
+def test_a_run_that_is_made_longer_comes_to_later_datasets_as_a_long_one_does(mode: str, project: Project) -> None:
+    project.settings |= {"max_train_steps": 12, "checkpoint_step_interval": 6, "data_backend_sampling": mode}
+    project.datasets[1] |= {"start_step": 9}
+    project.start()
+    losses = [event["loss"] for event in project.events if event["type"] == "metric"]
+    project.settings["max_train_steps"] = 6
+    assert not any(name.startswith("other/") for spec in project.start().drawn[:6] for name in spec.names)
+    project.settings["max_train_steps"] = 12
+    assert not any("begins anew" in notice for notice in project.start(anew=False).notices)
+    assert [event["loss"] for event in project.events if event["type"] == "metric"] == losses
+
+
 def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
     project.settings |= {"bucket_batch_sizes": {"@17": 2}, "max_train_steps": 3}
     work = project.start()
@@ -254,6 +267,19 @@ def test_the_cache_command_fills_lists_checks_and_prunes(
     assert "to be encoded" not in capsys.readouterr().out
     assert project.cache("--verify", "--json") == 0
     assert all(store["damaged"] == [] for store in reported(capsys).values())
+
+
+def test_one_folder_for_texts_and_latents_holds_nothing_stale(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in project.datasets:
+        entry["cache_dir" if entry["id"] == "captions" else "cache_dir_vae"] = str(project.folder / "all")
+    project.settings |= {"vae_batch_size": 4, "text_encoder_batch_size": 2}
+    assert project.cache("--json") == 0
+    (store,) = reported(capsys).values()
+    assert (store["stale"], store["missing"], store["used_records"]) == ([], [], 15)
+    assert project.cache("--prune", "--json") == 0
+    assert reported(capsys)["all"]["records"] == 0
 
 
 def test_pruning_leaves_what_others_may_use(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from simplewan.app.caching import fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.gathering import Gathered, gather
-from simplewan.app.preparing import gather_drawn, rendered_texts
+from simplewan.app.preparing import look_ahead, rendered_texts, tell_undrawn
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
@@ -73,15 +73,16 @@ def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
 
 
 def _fill(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    drawn, epochs = gather_drawn(context, gathered, tell=True)
-    fill_caches(context, drawn, rendered_texts(context), epochs=epochs)
+    drawn = look_ahead(context, gathered)
+    tell_undrawn(context, gathered, drawn.sampler)
+    fill_caches(context, drawn.gathered, Stores(context, gathered), rendered_texts(context), epochs=drawn.epochs)
     _list(context, gathered, outcome)
 
 
 def _list(context: Context, gathered: Gathered, outcome: CacheOutcome) -> None:
-    drawn, epochs = gather_drawn(context, gathered, tell=False)
+    drawn = look_ahead(context, gathered)
     stores = Stores(context, gathered)
-    needed = _by_store(context, drawn, stores, epochs=epochs)
+    needed = _by_store(context, drawn.gathered, stores, epochs=drawn.epochs)
     for store, wanted in _by_store(context, gathered, stores).items():
         there, missing = _planned(store, needed.get(store, ()))
         stale, foreign = _stale(store, wanted, gathered)

@@ -40,7 +40,6 @@ class Caches:
     """Where the latents of each cut and each text's embedding are, as (store, key); the samples that could not be
     encoded; and for image-to-video, by the names of first frames, the conditions and what CLIP sees."""
 
-    stores: Stores
     latents: Mapping[str, Place]
     texts: Mapping[str, Place]
     failed: Mapping[str, str]
@@ -53,12 +52,11 @@ class Caches:
         return store.get(key)
 
 
-def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str], *, epochs: int) -> Caches:
+def fill_caches(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str], *, epochs: int) -> Caches:
     """Encode whatever is missing for so many epochs; `prompts` are those of validation, the negative one among them.
 
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
-    stores = Stores(context, gathered)
     conditioned = context.flavour.extra_channels > 0
     latents = wanted_latents(context, gathered, stores, epochs=epochs)
     conditions = wanted_conditions(context, gathered, stores) if conditioned else {}
@@ -82,7 +80,7 @@ def fill_caches(context: Context, gathered: Gathered, prompts: Sequence[str], *,
         quarantine(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})
     del vae, encoder
     release_memory()
-    return Caches(stores, latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
+    return Caches(latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
 
 
 def _fill_samples(

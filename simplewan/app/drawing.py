@@ -22,8 +22,7 @@ def make_sampler(loaded: Loaded, gathered: Gathered, role: str, *, failed: Colle
     """The sampler of a role, over all samples but those that `failed`. Raises UserError when too little is left."""
     options = loaded.options
     usable = [sample for sample in gathered.training if sample.id not in failed]
-    reweigh = _weights(loaded, gathered, usable)
-    roles = len(loaded.flavour.trained_experts)
+    max_steps, max_epochs = _limits(loaded)
     return Sampler(
         sample_refs(loaded, gathered, usable),
         options.data.train_batch_size,
@@ -33,9 +32,9 @@ def make_sampler(loaded: Loaded, gathered: Gathered, role: str, *, failed: Colle
         gradient_accumulation_steps=options.optimizer.gradient_accumulation_steps,
         caption_dropout_probability=options.data.caption_dropout_probability,
         keep_small_buckets=options.data.disable_bucket_pruning,
-        max_steps=-(-options.run.max_train_steps // roles) or None,
-        max_epochs=None if options.run.ignore_final_epochs else options.run.num_train_epochs or None,
-        reweigh=reweigh,
+        max_steps=max_steps,
+        max_epochs=max_epochs,
+        reweigh=_weights(loaded, gathered, usable),
         where=str(options.data.data_backend_config),
     )
 
@@ -55,9 +54,7 @@ def sample_refs(loaded: Loaded, gathered: Gathered, usable: Sequence[Sample]) ->
 
 def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str]:
     """The samples (ids) that a run draws or measures: not those of datasets or buckets that it never comes to."""
-    run, roles = loaded.options.run, len(loaded.flavour.trained_experts)
-    max_steps = -(-run.max_train_steps // roles)
-    max_epochs = 0 if run.ignore_final_epochs else run.num_train_epochs
+    max_steps, max_epochs = _limits(loaded)
 
     def comes(ref: SampleRef) -> bool:
         late = (max_steps and ref.window.start_step > max_steps) or (max_epochs and ref.window.start_epoch > max_epochs)
@@ -72,6 +69,13 @@ def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str
 def unused_sizes(loaded: Loaded, gathered: Gathered) -> list[str]:
     """The keys of bucket_batch_sizes that name no bucket there is."""
     return unmatched(loaded.options.data.bucket_batch_sizes or {}, {sample.bucket for sample in gathered.training})
+
+
+def _limits(loaded: Loaded) -> tuple[int | None, int | None]:
+    """The last step of a role and the last epoch of a run; None where there is no limit."""
+    run = loaded.options.run
+    steps = -(-run.max_train_steps // len(loaded.flavour.trained_experts))
+    return steps or None, None if run.ignore_final_epochs else run.num_train_epochs or None
 
 
 def _weights(

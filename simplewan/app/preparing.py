@@ -11,6 +11,7 @@ from simplewan.app.drawing import drawn_names, make_sampler, unused_sizes
 from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import Gathered, gather
 from simplewan.app.rendering import render_settings
+from simplewan.app.stores import Stores
 from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec, Sampler
@@ -30,34 +31,46 @@ class Prepared:
 
 def prepare(context: Context) -> Prepared:
     """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
-    render = _render_settings(context)
-    gathered, epochs = gather_drawn(context, gather(context), tell=True)
-    caches = fill_caches(context, gathered, _texts(render), epochs=epochs)
+    gathered, render = gather(context), _render_settings(context)
+    drawn = look_ahead(context, gathered)
+    tell_undrawn(context, gathered, drawn.sampler)
+    stores = Stores(context, gathered)
+    caches = fill_caches(context, drawn.gathered, stores, _texts(render), epochs=drawn.epochs)
+    # It draws from everything: a longer run, which comes to more, goes on with the draws of this one.
     fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
-    sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
-    for pruned in sampler.pruned:
-        context.say(f"{pruned}", warning=True)  # because of what could not be encoded
+    sampler = drawn.sampler
+    if caches.failed:
+        sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
+        for pruned in set(map(str, sampler.pruned)) - set(map(str, drawn.sampler.pruned)):
+            context.say(pruned, warning=True)
     return Prepared(caches, fetch, render, make_plan(context, sampler, validates=render is not None))
 
 
-def gather_drawn(context: Context, gathered: Gathered, *, tell: bool) -> tuple[Gathered, int]:
-    """What of all this a run draws from (nothing else is encoded), and how many epochs it may look at.
+@dataclass(frozen=True)
+class Drawn:
+    """What a run draws from and measures, so that nothing else is encoded; the epochs that it may look at."""
 
-    Raises UserError when that is too little, so that it is known before anything is encoded. `tell` says what is left
-    out.
-    """
-    loaded = context.loaded
-    sampler = make_sampler(loaded, gathered, context.flavour.trained_experts[0])
-    plan = make_plan(context, sampler, validates=False)
-    if tell:
-        for pruned in sampler.pruned:
-            context.say(f"{pruned}", warning=True)
-        for bucket in unused_sizes(loaded, gathered):
-            there = ", ".join(sorted({sample.bucket for sample in gathered.training}))
-            context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"; there are {there}', warning=True)
-    data = loaded.options.data
+    gathered: Gathered
+    sampler: Sampler
+    epochs: int
+
+
+def look_ahead(context: Context, gathered: Gathered) -> Drawn:
+    """What a run will need. Raises UserError when there is too little, before anything is encoded."""
+    sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0])
+    plan, data = make_plan(context, sampler, validates=False), context.options.data
     ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
-    return gathered.only(drawn_names(loaded, gathered, sampler)), math.ceil(plan.epochs) + 1 + ahead
+    names = drawn_names(context.loaded, gathered, sampler)
+    return Drawn(gathered.only(names), sampler, math.ceil(plan.epochs) + 1 + ahead)
+
+
+def tell_undrawn(context: Context, gathered: Gathered, sampler: Sampler) -> None:
+    """Say what is not drawn from."""
+    for pruned in sampler.pruned:
+        context.say(f"{pruned}", warning=True)
+    for bucket in unused_sizes(context.loaded, gathered):
+        there = ", ".join(sorted({sample.bucket for sample in gathered.training}))
+        context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"; there are {there}', warning=True)
 
 
 def rendered_texts(context: Context) -> list[str]:
@@ -108,6 +121,6 @@ def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
     """The fixed samples of the evaluation: the first few by name, each alone, with its first caption."""
     if not context.options.validation.eval_steps_interval:
         return []
-    usable = [sample for sample in fetch.gathered.evaluation if sample.id not in fetch.caches.failed]
+    usable = [sample for sample in fetch.gathered.evaluation if sample.id in fetch.caches.latents]
     chosen = usable[: context.options.validation.num_eval_images]
     return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]
