@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from simplewan.caches import house, shards, shelves
 from simplewan.caches.fill import ItemError, fill
 from simplewan.caches.groups import encode_groups
-from simplewan.caches.house import compact, prune, set_aside, sizes, stale, verify
+from simplewan.caches.house import Stale, compact, prune, set_aside, sizes, stale, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.errors import Interrupted, UserError
@@ -38,6 +38,10 @@ def put(store: Store, *names: str) -> None:
 
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def stale_of(store: Store, items: list[Item], batch_size: int) -> list[Stale]:
+    return stale(store, items, encode_groups(items, batch_size=batch_size))
 
 
 def run(store: Store, items: list[Item], *, batch_size: int = 1, bad: str = "", encoded: list | None = None):
@@ -69,15 +73,15 @@ def items_of(count: int, **changes: object) -> list[Item]:
 def test_what_is_stale_and_why(tmp_path, batch_size):
     items = items_of(9)
     run(Store(tmp_path), items, batch_size=batch_size)
-    assert stale(Store(tmp_path), items, batch_size=batch_size) == []
+    assert stale_of(Store(tmp_path), items, batch_size) == []
     now = [replace(items[0], components={**items[0].components, "crop_left": 8, "fps": 24}), *items[2:]]
-    found = {record.names[0]: record for record in stale(Store(tmp_path), now, batch_size=batch_size)}
+    found = {record.names[0]: record for record in stale_of(Store(tmp_path), now, batch_size)}
     if batch_size == 1:
         assert found.keys() == {"clip00", "clip01"}
     store = Store(tmp_path)
     assert found["clip01"].reason == house.GONE and found["clip01"].differences == ()
     run(store, now, batch_size=batch_size)
-    found = {record.names[0]: record for record in stale(store, now, batch_size=batch_size)}
+    found = {record.names[0]: record for record in stale_of(store, now, batch_size)}
     assert found["clip00"].differences == ("crop_left", "fps")
     assert found["clip00"].reason == "crop_left, fps changed"
     assert all(record.num_bytes == 240 for record in found.values())
@@ -91,10 +95,10 @@ def test_a_renamed_source_is_not_stale_and_neighbours_of_a_failure_still_serve(t
     bad = group.items[0].name
     filled = run(Store(tmp_path), items, batch_size=3, bad=bad)
     store = Store(tmp_path)
-    assert not {record.key for record in stale(store, items, batch_size=3)} & set(filled.keys.values())
+    assert not {record.key for record in stale_of(store, items, 3)} & set(filled.keys.values())
     renamed = [replace(item, name=f"new/{item.name}") for item in items]
-    assert not {record.key for record in stale(store, renamed, batch_size=3)} & set(filled.keys.values())
-    prune(store, store.keys() - {record.key for record in stale(store, items, batch_size=3)})
+    assert not {record.key for record in stale_of(store, renamed, 3)} & set(filled.keys.values())
+    prune(store, store.keys() - {record.key for record in stale_of(store, items, 3)})
     encoded: list[str] = []
     assert run(store, items, batch_size=3, bad=bad, encoded=encoded).keys == filled.keys
     assert encoded == []

@@ -109,8 +109,7 @@ def test_a_copied_example_is_made_before_its_model_is_looked_for(
     assert cli.main(["examples", "copy", "mini"]) == 0
     made: list[Path] = []
     monkeypatch.setattr("simplewan.app.examples.prepare", lambda name, folder: made.append(folder))
-    monkeypatch.setattr("simplewan.cli.train.load_configuration", once_more(made))
-    monkeypatch.setattr("simplewan.cli.sample.load_configuration", once_more(made))
+    monkeypatch.setattr("simplewan.cli.configuration.load_configuration", once_more(made))
     with pytest.raises(Made):
         cli.main([command, "env=mini"])
     assert len(made) == 1 and made[0].is_relative_to(tmp_path / "generated")

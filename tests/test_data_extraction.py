@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplewan.data.extraction import MODES, clip_starts, scene_bounds, seeded_draw
+from simplewan.data.draws import uniform
+from simplewan.data.extraction import MODES, clip_starts, scene_bounds
 
 lengths = st.integers(1, 40)
 sources = st.integers(0, 400)
 numbers = st.integers(1, 12)
 cut_lists = st.lists(st.integers(-5, 420), max_size=8)
 KEEPING_SCENES = ("chunk", "slide", "uniform", "random")
+
+
+def seeded_draw(seed: int, content: str) -> Callable[[int], float]:
+    return partial(uniform, seed, "clips", content)
 
 
 def starts(available: int, num_frames: int, mode: str, **keys) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,19 @@ from simplewan.models.wan.loading import (
     needs_image_embeds,
 )
 from simplewan.models.wan.vae import encode
-from tests.tiny import CLIP_DIM, save_tiny_image_model, tiny_clip, tiny_image_pipeline, tiny_vae, tiny_vae_ti2v
+from tests.tiny import (
+    CLIP_DIM,
+    Model,
+    save_tiny_image_model,
+    tiny_clip,
+    tiny_image_pipeline,
+    tiny_vae,
+    tiny_vae_ti2v,
+)
 
 CLOSE, SHAPED = 1e-6, 1e-5
 HEIGHT, WIDTH, FRAMES = 32, 64, 9
 I2V_21, I2V_22, TI2V = (find_flavour(name) for name in ("i2v-480p-14b-2.1", "i2v-a14b-2.2-high", "ti2v-5b-2.2"))
-
-
-@dataclass(frozen=True)
-class Model:
-    pretrained_model_name_or_path: str | None = None
-    pretrained_transformer_model_name_or_path: str | None = None
-    pretrained_transformer_subfolder: str | None = None
-    pretrained_transformer_2_model_name_or_path: str | None = None
-    pretrained_transformer_2_subfolder: str | None = None
-    pretrained_vae_model_name_or_path: str | None = None
-    pretrained_t5_model_name_or_path: str | None = None
-    pretrained_tokenizer_model_name_or_path: str | None = None
-    revision: str | None = None
-    variant: str | None = None
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Image.Image:

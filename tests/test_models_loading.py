@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,9 @@ from simplewan.flavours import find_flavour
 from simplewan.models.keys import to_original
 from simplewan.models.wan.loading import check_files, load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.sources import fingerprint, resolve_folder
-from tests.tiny import save_tiny_model
+from tests.tiny import Model, save_tiny_model
 
 MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini-high", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
-
-
-@dataclass(frozen=True)
-class Model:
-    pretrained_model_name_or_path: str | None = None
-    pretrained_transformer_model_name_or_path: str | None = None
-    pretrained_transformer_subfolder: str | None = None
-    pretrained_transformer_2_model_name_or_path: str | None = None
-    pretrained_transformer_2_subfolder: str | None = None
-    pretrained_vae_model_name_or_path: str | None = None
-    pretrained_t5_model_name_or_path: str | None = None
-    pretrained_tokenizer_model_name_or_path: str | None = None
-    revision: str | None = None
-    variant: str | None = None
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,22 @@ WORDS = tuple(
     moving camera hiker snow candy crayons press hydraulic colourful background
 """.split()  # noqa: SIM905
 )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where the files of a model are, as the options say it."""
+
+    pretrained_model_name_or_path: str | None = None
+    pretrained_transformer_model_name_or_path: str | None = None
+    pretrained_transformer_subfolder: str | None = None
+    pretrained_transformer_2_model_name_or_path: str | None = None
+    pretrained_transformer_2_subfolder: str | None = None
+    pretrained_vae_model_name_or_path: str | None = None
+    pretrained_t5_model_name_or_path: str | None = None
+    pretrained_tokenizer_model_name_or_path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
 
 
 @contextmanager

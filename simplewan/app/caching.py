@@ -30,7 +30,6 @@ from simplewan.caches.fill import Encode, Filled, fill
 from simplewan.caches.remote import PlaceError
 from simplewan.caches.store import Store
 from simplewan.errors import Problem, UserError
-from simplewan.models.wan.loading import needs_image_embeds
 
 Place = tuple[Store, str]
 
@@ -57,30 +56,33 @@ def fill_caches(context: Context, gathered: Gathered, stores: Stores, prompts: S
 
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
-    conditioned = context.flavour.extra_channels > 0
     latents = wanted_latents(context, gathered, stores, epochs=epochs)
-    conditions = wanted_conditions(context, gathered, stores) if conditioned else {}
+    conditions = wanted_conditions(context, gathered, stores)
     check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()])
     texts = _fill_texts(context, wanted_texts(context, gathered, stores, prompts))
-    images: Mapping[str, Wanted] = {}
-    if needs_image_embeds(context.flavour):
-        images = wanted_images(context, gathered, stores)
+    images = wanted_images(context, gathered, stores)
     failed: dict[str, str] = {}
     first_frames = {name + FIRST_FRAME: sample for name, sample in gathered.first_frames.items()}
     seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
     vae = Vae(context)
-    encoder = VaeEncoder(vae, {cut.id: cut for cut in cuts(gathered.samples.values(), epochs=epochs)})
+    shown = {cut.id: cut for sample in gathered.samples.values() for cut in cuts(sample, epochs=epochs)}
+    encoder = VaeEncoder(vae, shown)
     encoded = _fill_samples(context, latents, encoder, failed)
-    shown = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
-    if encoder.broken and not context.options.data.delete_problematic_images:
-        count = f"{len(encoder.broken)} damaged file" + ("s are" if len(encoder.broken) > 1 else " is")
-        context.say(f"{count} tried again at each start; delete_problematic_images = true puts them on a list instead")
-    if encoder.broken and context.options.data.delete_problematic_images:
-        owners = {name: owner for wanted in latents.values() for name, owner in wanted.owners.items()}
-        quarantine(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})
+    conditioned = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
+    owners = {name: owner for wanted in latents.values() for name, owner in wanted.owners.items()}
+    _report_broken(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})
     del vae, encoder
     release_memory()
-    return Caches(latents=encoded, texts=texts, failed=failed, conditions=shown, images=seen)
+    return Caches(latents=encoded, texts=texts, failed=failed, conditions=conditioned, images=seen)
+
+
+def _report_broken(context: Context, gathered: Gathered, broken: Mapping[str, str]) -> None:
+    """Put the samples whose files are damaged (id -> reason) on the list, or say that this can be done."""
+    if broken and context.options.data.delete_problematic_images:
+        quarantine(context, gathered, broken)
+    elif broken:
+        count = f"{len(broken)} damaged clips are" if len(broken) > 1 else "1 damaged clip is"
+        context.say(f"{count} tried again at each start; delete_problematic_images = true puts them on a list instead")
 
 
 def _fill_samples(

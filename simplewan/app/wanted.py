@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.encoders import FRAMES
 from simplewan.app.gathering import Gathered
 from simplewan.app.stores import Stores
-from simplewan.caches.groups import encode_groups
+from simplewan.caches.groups import EncodeGroup, encode_groups
 from simplewan.caches.keys import Component, Item
 from simplewan.caches.store import Store
 from simplewan.data.samples import Sample
@@ -45,18 +46,28 @@ class Wanted:
     texts: Mapping[str, str] = field(default_factory=dict)
     owners: Mapping[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def groups(self) -> list[EncodeGroup]:
+        """What is encoded together."""
+        return encode_groups(self.items, batch_size=self.batch_size)
+
+    @property
+    def missing(self) -> dict[str, Item]:
+        """What the store lacks, by the record's key."""
+        planned = (pair for group in self.groups for pair in zip(group.keys, group.items, strict=True))
+        return {key: item for key, item in planned if key not in self.store}
+
 
 def everything_wanted(
     context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str], *, epochs: int
 ) -> list[Wanted]:
     """What is to be in all caches of a run of so many epochs."""
-    latents = wanted_latents(context, gathered, stores, epochs=epochs)
-    parts = [*wanted_texts(context, gathered, stores, prompts), *latents.values()]
-    if context.flavour.extra_channels:
-        parts += wanted_conditions(context, gathered, stores).values()
-    if needs_image_embeds(context.flavour):
-        parts += wanted_images(context, gathered, stores).values()
-    return parts
+    return [
+        *wanted_texts(context, gathered, stores, prompts),
+        *wanted_latents(context, gathered, stores, epochs=epochs).values(),
+        *wanted_conditions(context, gathered, stores).values(),
+        *wanted_images(context, gathered, stores).values(),
+    ]
 
 
 def wanted_texts(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str]) -> list[Wanted]:
@@ -110,13 +121,12 @@ def wanted_latents_of(
         "vae": vae_fingerprint(context.options.model, context.flavour),
         "dtype": context.options.caches.vae_dtype,
     }
+    shown = [(cut, sample) for sample in samples for cut in cuts(sample, epochs=epochs)]
     return Wanted(
         kind=LATENTS,
         store=store,
-        items=[
-            Item(cut.id, {**settings, **_origin(cut)}, group=cut.clip.bucket) for cut in cuts(samples, epochs=epochs)
-        ],
-        owners={cut.id: sample.id for sample in samples for cut in cuts([sample], epochs=epochs)},
+        items=[Item(cut.id, {**settings, **_origin(cut)}, group=cut.clip.bucket) for cut, _sample in shown],
+        owners={cut.id: sample.id for cut, sample in shown},
         batch_size=context.options.caches.vae_batch_size,
         flush_records=entry.write_batch_size or context.options.caches.write_batch_size,
         label=f"Caching latents of {entry.id}",
@@ -124,13 +134,15 @@ def wanted_latents_of(
     )
 
 
-def cuts(samples: Iterable[Sample], *, epochs: int) -> list[Sample]:
-    """Each sample in all the cuts that so many epochs show, by their names."""
-    return [sample.cut(number) for sample in samples for number in range(min(epochs, 1 + len(sample.crops)))]
+def cuts(sample: Sample, *, epochs: int) -> list[Sample]:
+    """A sample in all the cuts that so many epochs show, by their names."""
+    return [sample.cut(number) for number in range(min(epochs, 1 + len(sample.crops)))]
 
 
 def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
     """For image-to-video: the first frame of every sample as the model takes it, by dataset; beside the latents."""
+    if not context.flavour.extra_channels:
+        return {}
     settings = {
         "kind": CONDITION,
         "format": CONDITION_FORMAT,
@@ -159,6 +171,8 @@ def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> d
 
 def wanted_images(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
     """For models with CLIP: its embedding of the first frame of every sample, by dataset."""
+    if not needs_image_embeds(context.flavour):
+        return {}
     settings = {
         "kind": IMAGE,
         "format": IMAGE_FORMAT,
@@ -202,7 +216,5 @@ def bytes_missing(context: Context, wanted: Wanted) -> int:
             vae=context.flavour.vae,
             bytes_per_value=DTYPES[context.options.caches.vae_dtype].itemsize,
         )
-        for group in encode_groups(wanted.items, batch_size=wanted.batch_size)
-        for item, key in zip(group.items, group.keys, strict=True)
-        if key not in wanted.store
+        for item in wanted.missing.values()
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from simplewan.caches.groups import OTHER_MEMBERS, encode_groups
+from simplewan.caches.groups import OTHER_MEMBERS, EncodeGroup
 from simplewan.caches.keys import Item, differences
 from simplewan.caches.shards import Record, ShardError, digest
 from simplewan.caches.store import Shard, Store
@@ -83,13 +83,12 @@ def sizes(store: Store) -> Sizes:
     )
 
 
-def stale(store: Store, items: Sequence[Item], *, batch_size: int) -> list[Stale]:
-    """The records that a fill of `items` with this batch size would neither use nor make, sorted by name.
+def stale(store: Store, items: Iterable[Item], groups: Iterable[EncodeGroup]) -> list[Stale]:
+    """The records that filling the store with `items`, encoded in `groups`, would neither use nor make, by name.
 
     `items` are all that is wanted of this store, by every dataset that shares it. A record of an item whose planned
     record is not there still serves, and is not stale: somebody that was to be encoded with it may have failed.
     """
-    groups = encode_groups(items, batch_size=batch_size)
     planned = {key: item for group in groups for item, key in zip(group.items, group.keys, strict=True)}
     not_there = {item.key for key, item in planned.items() if key not in store}
     by_name = {item.name: item for item in items}

@@ -10,11 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.errors import EXIT_DONE, Problem
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.quiet import settle_environment
@@ -54,12 +53,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return refuse(later, loaded.notices)
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
-    example = arguments.example or arguments.env
-    if placeholders and example is not None:
-        from simplewan.app.examples import prepare
-
-        prepare(example, Path(placeholders[PLACEHOLDER]))
-        loaded = load_configuration(arguments, config, environ, placeholders)
+    loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.cache import cache
 
     outcome = cache(loaded, action, force=force)

@@ -1,6 +1,6 @@
-"""Which configuration a command works with: found by its arguments, then loaded. `train` and `sample` share it.
+"""Which configuration a command works with: found by its arguments, then loaded. The commands share it.
 
-Imports options and the examples' names.
+Imports options and the examples' names; `app` when the files of an example are to be made.
 """
 
 from __future__ import annotations
@@ -45,6 +45,25 @@ def load_configuration(
     if arguments.problems:
         raise UserError(*arguments.problems)
     return loaded
+
+
+def with_example(
+    loaded: Loaded,
+    arguments: Arguments,
+    config: Path | None,
+    environ: Mapping[str, str],
+    placeholders: Mapping[str, str],
+    *,
+    training: bool = True,
+) -> Loaded:
+    """`loaded` as it is; for an example, its generated files are made first, and it is read again with them there."""
+    example = arguments.example or arguments.env
+    if not placeholders or example is None:
+        return loaded
+    from simplewan.app.examples import prepare
+
+    prepare(example, Path(placeholders[PLACEHOLDER]))
+    return load_configuration(arguments, config, environ, placeholders, training=training)
 
 
 def refuse(later: Sequence[Problem], notices: Sequence[Notice]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem
 from simplewan.options import Loaded
 from simplewan.options.catalogue import catalogue, dataset_catalogue
@@ -63,12 +63,7 @@ def _report(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     later = [problem for problem in loaded.later if _is_of_datasets(problem, loaded)]
     if later:
         return refuse(later, loaded.notices)
-    example = arguments.example or arguments.env
-    if placeholders and example is not None:
-        from simplewan.app.examples import prepare
-
-        prepare(example, Path(placeholders[PLACEHOLDER]))
-        loaded = load_configuration(arguments, config, environ, placeholders)
+    loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.dataset_report import MAX_FILES, dataset_report
 
     output = arguments.own.get("output")

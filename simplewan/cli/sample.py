@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.cli.listing import SAMPLE_KEYS, sample_help
 from simplewan.errors import EXIT_DONE, Problem, UserError
 from simplewan.options import Loaded
@@ -60,12 +60,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         check_files(loaded.options.model, loaded.flavour, experts=())
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
-    example = arguments.example or arguments.env
-    if placeholders and example is not None:
-        from simplewan.app.examples import prepare
-
-        prepare(example, Path(placeholders[PLACEHOLDER]))
-        loaded = load_configuration(arguments, config, environ, placeholders, training=False)
+    loaded = with_example(loaded, arguments, config, environ, placeholders, training=False)
     from simplewan.app.sample import Request, sample
 
     # Without a configuration, an output_dir that nobody named says nothing of what was trained.

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from simplewan.cli.arguments import parse
-from simplewan.cli.configuration import PLACEHOLDER, find_configuration, load_configuration, refuse
+from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.cli.listing import train_help
 from simplewan.errors import EXIT_DONE
 from simplewan.reporting.quiet import settle_environment
@@ -34,12 +33,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         check_files(options.model, loaded.flavour, with_other_stage=options.validation.loads_other_stage)
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
-    example = arguments.example or arguments.env
-    if placeholders and example is not None:
-        from simplewan.app.examples import prepare
-
-        prepare(example, Path(placeholders[PLACEHOLDER]))
-        loaded = load_configuration(arguments, config, environ, placeholders)
+    loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.train import train
 
     return train(loaded)

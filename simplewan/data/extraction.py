@@ -6,7 +6,6 @@ is a source of its own, so no clip shows parts of two.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -36,8 +35,8 @@ def clip_starts(
     - slide: every `frame_stride` frames from the start of each scene, as long as they fit into it.
     - uniform: `frame_sample` of the starts at which a clip fits into a scene, evenly spread from the first to the last;
       one alone is the first. Fewer where there are fewer such starts.
-    - random: `frame_sample` of those starts, none twice, by `draw(number)` in [0, 1) for number 0, 1, ... (see
-      `seeded_draw`). Asking for more leaves those that are already drawn as they are.
+    - random: `frame_sample` of those starts, none twice, by `draw(number)` in [0, 1) for number 0, 1, ...
+      (`draws.uniform`). Asking for more leaves those that are already drawn as they are.
     """
     assert num_frames >= 1 and frame_stride >= 1 and frame_sample >= 1
     if mode not in MODES:
@@ -61,16 +60,6 @@ def scene_bounds(available: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     """(first frame, frame behind the last) of each scene. Cuts outside the source count for nothing."""
     inside = sorted({cut for cut in cuts if 0 < cut < available})
     return list(pairwise([0, *inside, available]))
-
-
-def seeded_draw(seed: int, content: str) -> Draw:
-    """Numbers in [0, 1) that depend on the seed, on what names the source's bytes, and on nothing else."""
-
-    def draw(number: int) -> float:
-        digest = hashlib.sha256(f"{seed}/{content}/{number}".encode()).digest()
-        return int.from_bytes(digest[:6], "big") / (1 << 48)
-
-    return draw
 
 
 def _spread(fitting: Sequence[int], count: int) -> list[int]:
