@@ -1,11 +1,12 @@
 """The Wan flavours: what a `model_flavour` stands for. Pure data; no torch.
 
-A flavour names a model and, for Wan 2.2 A14B, the expert ("stage") that is trained. Sources: the model cards and
-configurations of the Wan 2.1 and 2.2 repositories. Shifts of validation are those of inference.
+A flavour names a model and, for Wan 2.2 A14B, whether one expert ("stage") is trained or both. Sources: the model
+cards and configurations of the Wan 2.1 and 2.2 repositories. Shifts of validation are those of inference.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 HIGH, LOW = "high", "low"
@@ -28,11 +29,11 @@ VAE_22 = VaeKind(latent_channels=48, temporal_stride=4, spatial_stride=16)
 
 @dataclass(frozen=True)
 class Flavour:
-    """One row. `stage` is the trained expert ("high", "low") or None where the model has one transformer.
+    """One row. `stage` is the one expert ("high", "low") that is trained; None trains all that the model has.
 
-    `boundary` is a sigma (0..1): at and above it the high-noise expert acts. `training_shift` None means that the
-    timesteps are not shifted unless the user asks. `guidance` holds (low, high) for two experts. With
-    `clip_conditioning` the model takes CLIP's embeddings of the first frame.
+    `boundary` is a sigma (0..1): at and above it the high-noise expert acts; None where there is one transformer.
+    `training_shift` None means that the timesteps are not shifted unless the user asks. `guidance` holds (low, high)
+    for two experts. With `clip_conditioning` the model takes CLIP's embeddings of the first frame.
     """
 
     name: str
@@ -48,7 +49,6 @@ class Flavour:
     boundary: float | None = None
     stage: str | None = None
     clip_conditioning: bool = False
-    available: bool = True
     patch: int = 2
     text_tokens: int = 512
 
@@ -63,9 +63,29 @@ class Flavour:
         return self.in_channels - self.vae.latent_channels
 
     @property
+    def holds_first_frame(self) -> bool:
+        """Whether the first frame is given as a clean latent frame at timestep 0, as TI2V can take it."""
+        return self.task == "ti2v"
+
+    @property
+    def takes_first_frame(self) -> bool:
+        """Whether the model can, or must, begin with a given picture."""
+        return self.task in ("i2v", "ti2v")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """All experts of the model, the first to act first; one transformer is the one expert "high"."""
+        return (HIGH,) if self.boundary is None else (HIGH, LOW)
+
+    @property
     def trained_experts(self) -> tuple[str, ...]:
-        """The experts this flavour trains; a model with one transformer has the one expert "high" (`transformer`)."""
-        return (self.stage,) if self.stage else (HIGH,)
+        """The experts this flavour trains, in the order of `experts`."""
+        return (self.stage,) if self.stage else self.experts
+
+    @property
+    def other_stage(self) -> str | None:
+        """The expert that is not trained; None where all are."""
+        return next((expert for expert in self.experts if expert not in self.trained_experts), None)
 
     @property
     def model_name(self) -> str:
@@ -79,10 +99,10 @@ class Flavour:
         return (self.boundary, 1.0) if expert == HIGH else (0.0, self.boundary)
 
 
-def _a14b(task: str, stage: str) -> Flavour:
+def _a14b(task: str, stage: str | None) -> Flavour:
     t2v = task == "t2v"
     return Flavour(
-        name=f"{task}-a14b-2.2-{stage}",
+        name=_staged(f"{task}-a14b-2.2", stage),
         task=task,
         repository=f"Wan-AI/Wan2.2-{task.upper()}-A14B-Diffusers",
         vae=VAE_21,
@@ -94,15 +114,14 @@ def _a14b(task: str, stage: str) -> Flavour:
         in_channels=16 if t2v else 36,
         boundary=0.875 if t2v else 0.9,
         stage=stage,
-        available=t2v,
     )
 
 
-def _mini(stage: str) -> Flavour:
+def _mini(task: str, stage: str | None) -> Flavour:
     """The bundled example: the real classes, made small, two experts. No repository: it comes with the package."""
     return Flavour(
-        name=f"t2v-mini-{stage}",
-        task="t2v",
+        name=_staged(f"{task}-mini", stage),
+        task=task,
         repository="",
         vae=VAE_21,
         fps=16.0,
@@ -110,78 +129,98 @@ def _mini(stage: str) -> Flavour:
         guidance=(2.0, 2.0),
         validation_shift=5.0,
         training_shift=5.0,
-        boundary=0.875,
+        in_channels=16 if task == "t2v" else 36,
+        boundary=0.875 if task == "t2v" else 0.9,
         stage=stage,
     )
 
 
-def _wan21(name: str, task: str, repository: str) -> Flavour:
+def _staged(name: str, stage: str | None) -> str:
+    return name if stage is None else f"{name}-{stage}"
+
+
+def _wan21(name: str, repository: str, *, shift: float) -> Flavour:
+    t2v = name.startswith("t2v")
     return Flavour(
         name=name,
-        task=task,
-        repository=repository,
+        task="t2v" if t2v else "i2v",
+        repository=f"Wan-AI/{repository}-Diffusers",
         vae=VAE_21,
         fps=16.0,
-        steps=50 if task == "t2v" else 40,
+        steps=50 if t2v else 40,
         guidance=(5.0,),
-        validation_shift=3.0 if "480" in name else 5.0,
-        in_channels=16 if task == "t2v" else 36,
-        clip_conditioning=task == "i2v",
-        available=task == "t2v",
+        validation_shift=shift,
+        in_channels=16 if t2v else 36,
+        clip_conditioning=not t2v,
     )
 
 
-_ROWS = (
-    _wan21("t2v-480p-1.3b-2.1", "t2v", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-    _wan21("t2v-480p-14b-2.1", "t2v", "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
-    _wan21("i2v-480p-14b-2.1", "i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
-    _wan21("i2v-720p-14b-2.1", "i2v", "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"),
-    _a14b("t2v", HIGH),
-    _a14b("t2v", LOW),
-    _a14b("i2v", HIGH),
-    _a14b("i2v", LOW),
-    Flavour(
-        name="ti2v-5b-2.2",
+def _ti2v(name: str, repository: str, *, fps: float, steps: int, guidance: float) -> Flavour:
+    return Flavour(
+        name=name,
         task="ti2v",
-        repository="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        repository=repository,
         vae=VAE_22,
-        fps=24.0,
-        steps=50,
-        guidance=(5.0,),
+        fps=fps,
+        steps=steps,
+        guidance=(guidance,),
         validation_shift=5.0,
+        training_shift=5.0,
         in_channels=48,
-        available=False,
-    ),
-    _mini(HIGH),
-    _mini(LOW),
+    )
+
+
+STAGES = (None, HIGH, LOW)
+_ROWS = (
+    _wan21("t2v-480p-1.3b-2.1", "Wan2.1-T2V-1.3B", shift=3.0),
+    _wan21("t2v-480p-14b-2.1", "Wan2.1-T2V-14B", shift=3.0),
+    _wan21("i2v-14b-2.1", "Wan2.1-I2V-14B-480P", shift=3.0),
+    _wan21("i2v-14b-2.1-720p", "Wan2.1-I2V-14B-720P", shift=5.0),
+    *(_a14b(task, stage) for task in ("t2v", "i2v") for stage in STAGES),
+    _ti2v("ti2v-5b-2.2", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", fps=24.0, steps=50, guidance=5.0),
+    *(_mini(task, stage) for task in ("t2v", "i2v") for stage in STAGES),
+    _ti2v("ti2v-mini", "", fps=16.0, steps=20, guidance=2.0),
 )
 
 FLAVOURS: dict[str, Flavour] = {row.name: row for row in _ROWS}
 DEFAULT_FLAVOUR = "t2v-480p-1.3b-2.1"
 
-# Other spellings of the same models: SimpleTuner's "14b" for "a14b", musubi's task names, the short I2V names.
+# Other spellings of the same models: "14b" for "a14b", musubi's task names, and the I2V names with their resolution.
 ALIASES: dict[str, str] = {
+    "t2v-1.3b": "t2v-480p-1.3b-2.1",
+    "t2v-1.3b-2.1": "t2v-480p-1.3b-2.1",
+    "t2v-14b": "t2v-480p-14b-2.1",
     "t2v-14b-2.1": "t2v-480p-14b-2.1",
-    "i2v-14b-2.1": "i2v-480p-14b-2.1",
-    "i2v-14b-720p-2.1": "i2v-720p-14b-2.1",
-    "t2v-14b-2.2-high": "t2v-a14b-2.2-high",
-    "t2v-14b-2.2-low": "t2v-a14b-2.2-low",
-    "i2v-14b-2.2-high": "i2v-a14b-2.2-high",
-    "i2v-14b-2.2-low": "i2v-a14b-2.2-low",
+    "i2v-14b": "i2v-14b-2.1",
+    "i2v-480p-14b-2.1": "i2v-14b-2.1",
+    "i2v-14b-480p-2.1": "i2v-14b-2.1",
+    "i2v-14b-2.1-480p": "i2v-14b-2.1",
+    "i2v-720p-14b-2.1": "i2v-14b-2.1-720p",
+    "i2v-14b-720p-2.1": "i2v-14b-2.1-720p",
+    "ti2v-5b": "ti2v-5b-2.2",
+    **{f"{task}-a14b": f"{task}-a14b-2.2" for task in ("t2v", "i2v")},
+    **{
+        _staged(f"{task}-14b-2.2", stage): _staged(f"{task}-a14b-2.2", stage)
+        for task in ("t2v", "i2v")
+        for stage in STAGES
+    },
 }
-
-
-def other_stage(flavour: Flavour) -> str | None:
-    """The expert that `flavour` does not train; None where the model has one transformer."""
-    return None if flavour.stage is None else LOW if flavour.stage == HIGH else HIGH
-
-
-def experts_of(flavour: Flavour) -> tuple[str, ...]:
-    """All experts of the model, the first to act first."""
-    return (HIGH, LOW) if flavour.boundary is not None else flavour.trained_experts
+# Models of the family that are not trained here, by the word in their names.
+UNSUPPORTED = {
+    "flf2v": "first-and-last-frame video",
+    "vace": "VACE, video editing by control inputs",
+    "s2v": "speech to video",
+    "animate": "Animate, character animation",
+}
 
 
 def find_flavour(name: str) -> Flavour:
     """The row called `name`, aliases included. Raises KeyError when there is none."""
     lowered = name.lower()
     return FLAVOURS[ALIASES.get(lowered, lowered)]
+
+
+def unsupported(name: str) -> str | None:
+    """What a name (flavour, repository) stands for if it is of a Wan model that is not trained here, else None."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((what for word, what in UNSUPPORTED.items() if word in words), None)

@@ -325,7 +325,7 @@ def test_wrong_arguments_of_the_cache_command(
     assert "command line" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "flavour"), [("2.1", "i2v-480p-14b-2.1"), ("2.2", "i2v-a14b-2.2-high")])
+@pytest.mark.parametrize(("kind", "flavour"), [("2.1", "i2v-14b-2.1"), ("2.2", "i2v-a14b-2.2-high")])
 def test_first_frames_are_cached_for_image_to_video(
     kind: str, flavour: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ from tests.tiny import (
 
 CLOSE, SHAPED = 1e-6, 1e-5
 HEIGHT, WIDTH, FRAMES = 32, 64, 9
-I2V_21, I2V_22, TI2V = (find_flavour(name) for name in ("i2v-480p-14b-2.1", "i2v-a14b-2.2-high", "ti2v-5b-2.2"))
+I2V_21, I2V_22, TI2V = (find_flavour(name) for name in ("i2v-14b-2.1", "i2v-a14b-2.2-high", "ti2v-5b-2.2"))
 
 
 def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Image.Image:
@@ -381,8 +381,8 @@ def test_the_fingerprint_is_of_encoder_and_processor(folder: Path, copy: Path) -
 @pytest.mark.parametrize(
     ("names", "facts"),
     [  # task, channels in, behind the noise, CLIP, VAE's channels, fps, steps, guidance, shift, boundary
-        (("i2v-480p-14b-2.1",), ("i2v", 36, 20, True, 16, 16, 40, (5.0,), 3.0, None)),
-        (("i2v-720p-14b-2.1",), ("i2v", 36, 20, True, 16, 16, 40, (5.0,), 5.0, None)),
+        (("i2v-14b-2.1",), ("i2v", 36, 20, True, 16, 16, 40, (5.0,), 3.0, None)),
+        (("i2v-14b-2.1-720p",), ("i2v", 36, 20, True, 16, 16, 40, (5.0,), 5.0, None)),
         (("i2v-a14b-2.2-high", "i2v-a14b-2.2-low"), ("i2v", 36, 20, False, 16, 16, 40, (3.5, 3.5), 5.0, 0.9)),
         (("ti2v-5b-2.2",), ("ti2v", 48, 0, False, 48, 24, 50, (5.0,), 5.0, None)),
     ],

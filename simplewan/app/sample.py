@@ -26,7 +26,7 @@ from simplewan.app.weights import Weights, assign_loras, find_trained, load_weig
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
-from simplewan.flavours import EXPERT_SUBFOLDER, experts_of
+from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.wan.sources import check_files, present_experts
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
@@ -191,7 +191,7 @@ def acting_experts(context: Context, weights: Mapping[str, Weights]) -> tuple[st
     model, flavour = context.options.model, context.flavour
     whole = {name for name, each in weights.items() if each.transformer is not None}
     there = {*present_experts(model, flavour), *whole}
-    experts = tuple(name for name in experts_of(flavour) if name in there)
+    experts = tuple(name for name in flavour.experts if name in there)
     if missing := [name for name in weights if name not in there]:
         place = model.pretrained_model_name_or_path or flavour.repository
         raise UserError(

@@ -14,7 +14,6 @@ from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
-from simplewan.flavours import other_stage
 from simplewan.models.wan.loading import locate_transformer
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.objectives.supervised import SupervisedFlowMatching
@@ -42,7 +41,7 @@ def collect(context: Context, *, even_if_disabled: bool = False) -> tuple[Prompt
 def rendering_experts(context: Context) -> tuple[str, ...]:
     """The experts that render: those that are trained, and the other stage's if the options ask for it."""
     trained = context.flavour.trained_experts
-    other = other_stage(context.flavour) if context.options.validation.loads_other_stage else None
+    other = context.flavour.other_stage if context.options.validation.loads_other_stage else None
     return trained if other is None else (*trained, other)
 
 

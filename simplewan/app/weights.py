@@ -22,7 +22,7 @@ from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
-from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, experts_of, find_flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, find_flavour
 from simplewan.models.adapters import attach_lora
 from simplewan.models.export import lora_file_name, read_lora
 from simplewan.models.wan.loading import load_transformer
@@ -77,7 +77,7 @@ def find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> d
 
 
 def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> dict[str, Weights]:
-    finals = {expert: _final(output, flavour, expert, full=full) for expert in experts_of(flavour)}
+    finals = {expert: _final(output, flavour, expert, full=full) for expert in flavour.experts}
     found = {expert: weights for expert, weights in finals.items() if weights is not None}
     finished = finished_step(output)
     store = CheckpointStore(output, limit=0, emit=emit, read_only=True)
@@ -88,7 +88,7 @@ def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> 
     if newest is None:
         return found
     path, step = newest
-    for expert in experts_of(flavour):
+    for expert in flavour.experts:
         file = path / (f"{expert}.weights.safetensors" if full else lora_file_name(flavour, expert))
         if file.is_file() and not (expert in found and finished is not None and found[expert].step == finished):
             read = _read_checkpoint(file) if full else _read_lora(file)
@@ -134,7 +134,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
     of another model or expert are warned of. Raises UserError for what is no LoRA, or with all that do not tell.
     """
     problems: list[Problem] = []
-    loras: dict[str, list[Path]] = {expert: [] for expert in experts_of(flavour)}
+    loras: dict[str, list[Path]] = {expert: [] for expert in flavour.experts}
     for key, paths in named.items():
         for path in paths:
             files = _loras_in(path, key) if path.is_dir() else [path]

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from simplewan.errors import Problem
 from simplewan.flavours import ALIASES, DEFAULT_FLAVOUR, FLAVOURS, Flavour, find_flavour
 from simplewan.options.catalogue import Options
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
-
-_TASKS = {"i2v": "image-to-video training", "ti2v": "training of the TI2V 5B model"}
 
 
 def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str, findings: Findings) -> Flavour | None:
@@ -24,12 +21,6 @@ def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str,
     where = found["model_flavour"].where if "model_flavour" in found else config
     by_base = [row for row in FLAVOURS.values() if row.repository and row.repository == base]
     if name is None or name.lower() == "none":
-        if len(by_base) > 1:
-            choices = " or ".join(row.name for row in by_base)
-            findings.problem(
-                config, "is needed: the base model has two experts", key="model_flavour", fix=f"choose {choices}"
-            )
-            return None
         flavour = by_base[0] if by_base else FLAVOURS[DEFAULT_FLAVOUR]
     else:
         try:
@@ -48,17 +39,6 @@ def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str,
                 value=base,
                 fix="leave it out (the flavour's repository is taken), or change model_flavour",
             )
-    if not flavour.available:
-        working = ", ".join(row.name for row in FLAVOURS.values() if row.available)
-        findings.later.append(
-            Problem(
-                where=where,
-                key="model_flavour",
-                value=name or flavour.name,
-                message=f"is still to come: {_TASKS.get(flavour.task, 'this flavour')}",
-                fix=f"what works now: {working}",
-            )
-        )
     return flavour
 
 
@@ -81,9 +61,9 @@ def check_options(
     _check_length(options, where, config, findings)
     _check_timesteps(options, where, config, flavour, findings)
     _check_memory(options, where, config, findings)
-    if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.stage is None:
+    if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.other_stage is None:
         key = "wan_validation_load_other_stage"
-        findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} has one transformer")
+        findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} trains all that the model has")
     if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
         findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
 

@@ -98,11 +98,10 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _flavours() -> str:
-    lines = ["## Flavours (`model_flavour`)\n", "| flavour | other names | base model | |", "|---|---|---|---|"]
+    lines = ["## Flavours (`model_flavour`)\n", "| flavour | other names | base model |", "|---|---|---|"]
     for flavour in FLAVOURS.values():
         others = _names(name for name, target in ALIASES.items() if target == flavour.name)
-        state = "" if flavour.available else "*to come*"
-        lines.append(f"| `{flavour.name}` | {others} | {flavour.repository or 'comes with the package'} | {state} |")
+        lines.append(f"| `{flavour.name}` | {others} | {flavour.repository or 'comes with the package'} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, experts_of, other_stage
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
 
 WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**20
@@ -180,7 +180,7 @@ def check_files(
     ]
     if clip and not problems:
         problems = [problem for part in wanted for problem in _other_clip(model, flavour, part)]
-    other = other_stage(flavour)
+    other = flavour.other_stage
     if with_other_stage and other is not None:
         for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
             fix = "give the model that part, or set wan_validation_load_other_stage, which needs it, to false"
@@ -221,7 +221,7 @@ def present_experts(model: ModelSource, flavour: Flavour) -> tuple[str, ...]:
     Where none is there, those that `flavour` trains, so that `check_files` says what is missing.
     """
     present = tuple(
-        expert for expert in experts_of(flavour) if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert]))
+        expert for expert in flavour.experts if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert]))
     )
     return present or flavour.trained_experts
 
