@@ -14,6 +14,7 @@ from simplewan.errors import TrainingFailure
 from simplewan.flavours import find_flavour
 from simplewan.validation.prompts import Prompt
 from simplewan.validation.runner import Clip, Renderer, RenderSettings
+from simplewan.validation.sampling import Conditioning
 
 
 class Recorder(nn.Module):
@@ -42,7 +43,7 @@ def make(*, resident: tuple[str, ...]) -> tuple[Turns, list[tuple[str, str]], li
 
 def ask(turns: Turns, *names: str) -> None:
     for name in names:
-        turns.predict(torch.zeros(1), torch.zeros(1), torch.zeros(1, 3, 2), name)
+        turns.predict(torch.zeros(1), torch.zeros(1), Conditioning(torch.zeros(1, 3, 2)), name)
 
 
 def test_only_the_expert_that_acts_is_on_the_device_and_each_is_loaded_when_its_turn_comes() -> None:
@@ -82,7 +83,7 @@ def test_with_one_expert_it_makes_all_steps() -> None:
     _, moves, _ = make(resident=())
     expert = Expert("low", Recorder("low", moves), lambda latents, timesteps, batch: latents + 1, (0.0, 1.0))
     turns = Turns({"low": lambda: expert}, device=torch.device("cpu"), text_tokens=8)
-    latents = turns.predict(torch.zeros(1), torch.zeros(1), torch.zeros(1, 3, 2), "high")
+    latents = turns.predict(torch.zeros(1), torch.zeros(1), Conditioning(torch.zeros(1, 3, 2)), "high")
     assert latents.item() == 1 and moves == [("low", "cpu")]
 
 

@@ -52,7 +52,9 @@ def make(settings, models, events, *, embeds=None, check=lambda: None, opened=No
     def open_predict():
         if opened is not None:
             opened.append("open")
-        yield lambda latents, timesteps, text, expert: transformer(latents, timesteps, text, return_dict=False)[0]
+        yield lambda latents, timesteps, given, expert: transformer(
+            latents, timesteps, given.text_BLD, return_dict=False
+        )[0]
         if opened is not None:
             opened.append("closed")
 

@@ -13,7 +13,9 @@ from simplewan.app.caching import fill_caches
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.gathering import Gathered, gather
-from simplewan.app.preparing import Drawn, look_ahead, rendered_texts, tell_undrawn
+from simplewan.app.pictures import ToRender
+from simplewan.app.preparing import Drawn, look_ahead, tell_undrawn
+from simplewan.app.rendered import plan_rendering
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
@@ -42,18 +44,18 @@ class CacheOutcome:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every action works with: the samples, the stores, the prompts of validation, and what was asked for."""
+    """What every action works with: the samples, the stores, what validation renders, and what was asked for."""
 
     context: Context
     gathered: Gathered
     stores: Stores
-    prompts: Sequence[str]
+    rendered: ToRender
     force: bool
     outcome: CacheOutcome
 
     def by_store(self, gathered: Gathered | None = None, *, epochs: int = MOST_CROPS) -> dict[Store, list[Wanted]]:
         """Each store with all that is wanted of it; of some samples and epochs, or of all there may be."""
-        parts = everything_wanted(self.context, gathered or self.gathered, self.stores, self.prompts, epochs=epochs)
+        parts = everything_wanted(self.context, gathered or self.gathered, self.stores, self.rendered, epochs=epochs)
         by_store: dict[Store, list[Wanted]] = {}
         for part in parts:
             by_store.setdefault(part.store, []).append(part)
@@ -92,7 +94,9 @@ def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
             context = Context(loaded, output, emit, signals, make_accelerator(loaded.options, emit))
             gathered = gather(context)
             stores = Stores(context, gathered)
-            ACTIONS[action](_Task(context, gathered, stores, rendered_texts(context), force, outcome))
+            rendering = plan_rendering(context, gathered)
+            needs = rendering.needs if rendering else ToRender()
+            ACTIONS[action](_Task(context, gathered, stores, needs, force, outcome))
         except Interrupted as stop:
             outcome.exit_code = stop.exit_code
         except PlaceError as error:
@@ -108,7 +112,7 @@ def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
 def _fill(task: _Task) -> None:
     drawn = look_ahead(task.context, task.gathered)
     tell_undrawn(task.context, task.gathered, drawn.sampler)
-    fill_caches(task.context, drawn.gathered, task.stores, task.prompts, epochs=drawn.epochs)
+    fill_caches(task.context, drawn.gathered, task.stores, task.rendered, epochs=drawn.epochs)
     _describe(task, drawn)
 
 

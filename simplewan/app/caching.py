@@ -16,14 +16,18 @@ from simplewan.app.context import Context
 from simplewan.app.device import release_memory
 from simplewan.app.encoders import ConditionEncoder, ImageEncoder, TextEncoder, Vae, VaeEncoder
 from simplewan.app.gathering import Gathered, quarantine
+from simplewan.app.pictures import ToRender
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import (
+    CONDITION,
+    IMAGE,
     Wanted,
     cuts,
     shown_first_frames,
     wanted_conditions,
     wanted_images,
     wanted_latents,
+    wanted_pictures,
     wanted_texts,
 )
 from simplewan.caches.fill import Encode, Filled, fill
@@ -37,43 +41,60 @@ Place = tuple[Store, str]
 @dataclass(frozen=True)
 class Caches:
     """Where the latents of each cut and each text's embedding are, as (store, key); the samples that could not be
-    encoded; and for image-to-video, by the names of first frames, the conditions and what CLIP sees."""
+    encoded; for image-to-video, by the names of first frames, the conditions and what CLIP sees; and the same of the
+    pictures that rendered clips begin with."""
 
     latents: Mapping[str, Place]
     texts: Mapping[str, Place]
     failed: Mapping[str, str]
     conditions: Mapping[str, Place] = field(default_factory=dict)
     images: Mapping[str, Place] = field(default_factory=dict)
+    pictures: Mapping[str, Place] = field(default_factory=dict)
 
     def text(self, text: str) -> torch.Tensor:
         """The embedding (L, D) of a caption or prompt, not padded; a view of the cache where that holds it plain."""
         store, key = self.texts[text]
         return store.get(key)
 
+    def picture(self, name: str) -> torch.Tensor:
+        """What was made of a picture. Raises ValueError when that failed."""
+        if name not in self.pictures:
+            raise ValueError(f"{name} could not be encoded")
+        store, key = self.pictures[name]
+        return store.get(key).clone()
 
-def fill_caches(context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str], *, epochs: int) -> Caches:
-    """Encode whatever is missing for so many epochs; `prompts` are those of validation, the negative one among them.
+
+def fill_caches(context: Context, gathered: Gathered, stores: Stores, rendered: ToRender, *, epochs: int) -> Caches:
+    """Encode whatever is missing for so many epochs, and for what validation renders.
 
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
     latents = wanted_latents(context, gathered, stores, epochs=epochs)
     conditions = wanted_conditions(context, gathered, stores, epochs=epochs)
     check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()])
-    texts = _fill_texts(context, wanted_texts(context, gathered, stores, prompts))
+    texts = _fill_texts(context, wanted_texts(context, gathered, stores, rendered.texts))
     images = wanted_images(context, gathered, stores, epochs=epochs)
     failed: dict[str, str] = {}
-    first_frames = shown_first_frames(gathered, epochs=epochs)
-    seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
+    first_frames = shown_first_frames(gathered, epochs=epochs) | rendered.shown
+    pictures = wanted_pictures(context, stores, rendered)
+    places: dict[str, Place] = {}
+    see = ImageEncoder(context, first_frames)
+    seen = _fill_samples(context, images, see, failed)
+    places |= _fill_pictures(context, pictures.get(IMAGE), see)
+    del see
+    release_memory()
     vae = Vae(context)
     shown = {cut.id: cut for sample in gathered.samples.values() for cut in cuts(sample, epochs=epochs)}
     encoder = VaeEncoder(vae, shown)
     encoded = _fill_samples(context, latents, encoder, failed)
-    conditioned = _fill_samples(context, conditions, ConditionEncoder(vae, first_frames), failed)
+    condition = ConditionEncoder(vae, first_frames)
+    conditioned = _fill_samples(context, conditions, condition, failed)
+    places |= _fill_pictures(context, pictures.get(CONDITION), condition)
     owners = {name: owner for wanted in latents.values() for name, owner in wanted.owners.items()}
     _report_broken(context, gathered, {owners[name]: why for name, why in encoder.broken.items()})
-    del vae, encoder
+    del vae, encoder, condition
     release_memory()
-    return Caches(latents=encoded, texts=texts, failed=failed, conditions=conditioned, images=seen)
+    return Caches(encoded, texts, failed, conditions=conditioned, images=seen, pictures=places)
 
 
 def _report_broken(context: Context, gathered: Gathered, broken: Mapping[str, str]) -> None:
@@ -96,6 +117,15 @@ def _fill_samples(
         places.update({name: (wanted.store, key) for name, key in filled.keys.items()})
     release_memory()
     return places
+
+
+def _fill_pictures(context: Context, wanted: Wanted | None, encode: Encode) -> dict[str, Place]:
+    """What rendering needs of pictures. Those that cannot be encoded, which is announced, are not there: the clips that
+    begin with them fail."""
+    if wanted is None:
+        return {}
+    filled = fill_wanted(context, wanted, encode, what=wanted.label.removeprefix("Caching "))
+    return {name: (wanted.store, key) for name, key in filled.keys.items()}
 
 
 def _fill_texts(context: Context, texts: Sequence[Wanted]) -> dict[str, Place]:

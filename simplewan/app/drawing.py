@@ -61,8 +61,9 @@ def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str
         return ref.weight > 0 and not late
 
     measured: set[str] = set()
-    if loaded.options.validation.eval_steps_interval:
-        measured = {name for name, item in gathered.samples.items() if not gathered.entries[item.dataset].is_training}
+    validation = loaded.options.validation
+    if validation.eval_steps_interval and (validation.eval_dataset_id is not None or gathered.measures_apart):
+        measured = {sample.id for sample in gathered.evaluation(validation.eval_dataset_id)}
     return measured | {ref.name for ref in sampler.samples if comes(ref)}
 
 

@@ -47,9 +47,9 @@ class TextEncoder:
 class Vae:
     """The VAE of a run, loaded when it is first asked for; those who encode with it share it."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, loaded: torch.nn.Module | None = None) -> None:
         self._context = context
-        self._vae: torch.nn.Module | None = None
+        self._vae = loaded
         self.dtype = DTYPES[context.options.caches.vae_dtype]
 
     def __call__(self) -> torch.nn.Module:

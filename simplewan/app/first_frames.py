@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from simplewan.data.buckets import SizeRule, make_clip
+from simplewan.data.buckets import Size, SizeRule, make_clip
 from simplewan.data.captions import stem
 from simplewan.data.notices import some
 from simplewan.data.samples import Sample, Scan
@@ -49,6 +49,19 @@ def _name(sample: Sample) -> str:
 
 def _cut_as(sample: Sample, picture: Sample, pictures: Scan) -> Sample:
     info = pictures.sources[picture.source.path]
-    rule = SizeRule(resolution=0.0, exact=((sample.clip.width, sample.clip.height),))
-    clip = make_clip(info.width, info.height, rule, num_frames=1, fps=0.0, sample_fps=0.0)
-    return replace(picture, clip=clip)
+    return fitted(picture, (info.width, info.height), (sample.clip.width, sample.clip.height))
+
+
+def fitted(sample: Sample, source: Size, size: Size) -> Sample:
+    """The first frame of a sample from a file of `source` pixels, cut from the middle to `size`, the aspect kept."""
+    own = sample.clip
+    clip = make_clip(
+        *source,
+        SizeRule(resolution=0.0, exact=(size,)),
+        num_frames=1,
+        fps=own.fps,
+        sample_fps=own.sample_fps,
+        source_fps=own.source_fps,
+        start_seconds=own.start_seconds,
+    )
+    return replace(sample, clip=clip, crops=())

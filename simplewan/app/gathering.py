@@ -45,11 +45,17 @@ class Gathered:
         """The samples to train on."""
         return [sample for sample in self.samples.values() if self.entries[sample.dataset].is_training]
 
-    @property
-    def evaluation(self) -> list[Sample]:
-        """The samples to measure the loss on: those of the eval datasets, else those that are trained on."""
+    def evaluation(self, dataset: str | None) -> list[Sample]:
+        """The samples to measure the loss on: those of a dataset, of the eval datasets, else those trained on."""
+        if dataset is not None:
+            return self.of(dataset)
         own = [sample for sample in self.samples.values() if not self.entries[sample.dataset].is_training]
         return own or self.training
+
+    @property
+    def measures_apart(self) -> bool:
+        """Whether there are samples for evaluation alone."""
+        return any(not self.entries[sample.dataset].is_training for sample in self.samples.values())
 
     def only(self, names: Collection[str]) -> Gathered:
         """The same with no other samples than these (ids)."""

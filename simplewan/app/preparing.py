@@ -10,33 +10,35 @@ from simplewan.app.context import Context
 from simplewan.app.drawing import drawn_names, make_sampler, unused_sizes
 from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import Gathered, gather
-from simplewan.app.rendering import render_settings
+from simplewan.app.pictures import Rendering, ToRender
+from simplewan.app.rendered import plan_rendering
 from simplewan.app.stores import Stores
-from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec, Sampler
 from simplewan.plan import RunPlan, plan_run
-from simplewan.validation.runner import RenderSettings
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training is made from. `render` is None when nothing is to be rendered."""
+    """What training is made from. `rendering` is None when nothing is to be rendered."""
 
     caches: Caches
     fetch: Fetch
-    render: RenderSettings | None
+    rendering: Rendering | None
     plan: RunPlan
 
 
 def prepare(context: Context) -> Prepared:
     """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
-    gathered, render = gather(context), _render_settings(context)
+    gathered = gather(context)
+    rendering = plan_rendering(context, gathered)
     drawn = look_ahead(context, gathered)
     tell_undrawn(context, gathered, drawn.sampler)
     tell_copies(context, gathered)
     stores = Stores(context, gathered)
-    caches = fill_caches(context, drawn.gathered, stores, _texts(render), epochs=drawn.epochs)
+    caches = fill_caches(
+        context, drawn.gathered, stores, rendering.needs if rendering else ToRender(), epochs=drawn.epochs
+    )
     # It draws from everything: a longer run, which comes to more, goes on with the draws of this one.
     fetch = Fetch(
         gathered,
@@ -50,7 +52,7 @@ def prepare(context: Context) -> Prepared:
         sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
         for pruned in set(map(str, sampler.pruned)) - set(map(str, drawn.sampler.pruned)):
             context.say(pruned, warning=True)
-    return Prepared(caches, fetch, render, make_plan(context, sampler, validates=render is not None))
+    return Prepared(caches, fetch, rendering, make_plan(context, sampler, validates=rendering is not None))
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,6 @@ def tell_undrawn(context: Context, gathered: Gathered, sampler: Sampler) -> None
         context.say(f'bucket_batch_sizes: there is no bucket "{bucket}"; there are {there}', warning=True)
 
 
-def rendered_texts(context: Context) -> list[str]:
-    """The prompts that the validation of a run renders, the negative one among them."""
-    return _texts(_render_settings(context))
-
-
-def _render_settings(context: Context) -> RenderSettings | None:
-    prompts = collect(context)
-    folder, experts = context.output / "validation", rendering_experts(context)
-    return render_settings(context, prompts, folder=folder, experts=experts) if prompts else None
-
-
-def _texts(render: RenderSettings | None) -> list[str]:
-    return [*(prompt.text for prompt in render.prompts), render.negative_prompt] if render else []
-
-
 def make_plan(context: Context, sampler: Sampler, *, validates: bool) -> RunPlan:
     """When the run ends, saves, validates (if there is anything to render) and measures."""
     options = context.options
@@ -140,6 +127,7 @@ def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
     """The fixed samples of the evaluation: the first few by name, each alone, with its first caption."""
     if not context.options.validation.eval_steps_interval:
         return []
-    usable = [sample for sample in fetch.gathered.evaluation if sample.id in fetch.caches.latents]
+    named = context.options.validation.eval_dataset_id
+    usable = [sample for sample in fetch.gathered.evaluation(named) if sample.id in fetch.caches.latents]
     chosen = usable[: context.options.validation.num_eval_images]
     return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]

@@ -17,16 +17,19 @@ from torch import Tensor
 
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.device import release_memory
-from simplewan.app.encoders import TextEncoder
+from simplewan.app.encoders import ConditionEncoder, ImageEncoder, TextEncoder, Vae
+from simplewan.app.pictures import ToRender
 from simplewan.app.roles import Expert, boundary
+from simplewan.app.wanted import condition_items, image_items
 from simplewan.batches.batch import Batch
-from simplewan.errors import TrainingFailure
+from simplewan.caches.fill import ItemError
+from simplewan.errors import Problem, TrainingFailure, UserError
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
 from simplewan.models.wan.loading import load_vae
 from simplewan.models.wan.vae import decode, place
 from simplewan.validation.prompts import Prompt, validation_frames, validation_sizes
 from simplewan.validation.runner import RenderSettings
-from simplewan.validation.sampling import Predict, scale_per_expert
+from simplewan.validation.sampling import Conditioning, Predict, scale_per_expert
 
 SINGLE_EXPERT = "single expert"
 Load = Callable[[], Expert]
@@ -81,13 +84,20 @@ class Turns:
         self._on_device = set(self._resident)
         self._loaded: dict[str, Expert] = {}
 
-    def predict(self, latents_BCFHW: Tensor, timesteps_B: Tensor, embeds_BLD: Tensor, name: str) -> Tensor:
+    def predict(self, latents_BCFHW: Tensor, timesteps: Tensor, given: Conditioning, name: str) -> Tensor:
         """The velocity by the expert `name`; a `validation.sampling.Predict`."""
-        length = embeds_BLD.shape[1]
-        padded = F.pad(embeds_BLD, (0, 0, 0, self._text_tokens - length))
-        batch = Batch(latents_BCFHW, padded, (length,), names=("prompt",), caption_dropped=(False,))
+        length = given.text_BLD.shape[1]
+        batch = Batch(
+            latents_BCFHW,
+            F.pad(given.text_BLD, (0, 0, 0, self._text_tokens - length)),
+            (length,),
+            names=("prompt",),
+            caption_dropped=(False,),
+            condition_BCFHW=given.condition_BCFHW,
+            image_embeds_BND=given.image_embeds_BND,
+        )
         expert = self.take(name if name in self._loads else next(iter(self._loads)))
-        return expert.predict(latents_BCFHW, timesteps_B, batch).to(latents_BCFHW.dtype)
+        return expert.predict(latents_BCFHW, timesteps, batch).to(latents_BCFHW.dtype)
 
     @contextmanager
     def rendering(self) -> Iterator[Predict]:
@@ -176,9 +186,39 @@ class Decoder:
             self._vae.to("cpu")
             release_memory()
 
+    @contextmanager
+    def vae(self) -> Iterator[Vae]:
+        """The VAE to encode with, on the device for the time of the block."""
+        self.load()
+        try:
+            yield Vae(self._context, place(self._vae, self._context.device))
+        finally:
+            self._vae.to("cpu")
+            release_memory()
+
     def close(self) -> None:
         """Drop the VAE."""
         self._vae = None
+
+
+def encode_pictures(context: Context, needs: ToRender, decoder: Decoder) -> dict[str, Tensor]:
+    """What the model takes of each picture, by its name in the caches, on the CPU, with the decoder's VAE; CLIP is
+    dropped before this returns. Raises UserError for what does not decode."""
+    made: dict[str, Tensor] = {}
+    conditions, images = condition_items(context, needs), image_items(context, needs)
+    try:
+        if images:
+            see = ImageEncoder(context, needs.shown)
+            made |= {item.name: see([item])[0] for item in images}
+            del see
+            release_memory()
+        if conditions:
+            with decoder.vae() as vae:
+                condition = ConditionEncoder(vae, needs.shown)
+                made |= {item.name: condition([item])[0] for item in conditions}
+    except ItemError as error:
+        raise UserError(Problem(error.name, error.reason)) from error
+    return made
 
 
 def encode_texts(context: Context, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import torch
 
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
-from simplewan.app.rendering import Decoder, Turns, encode_texts, expert_note, render_settings
+from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
+from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
 from simplewan.app.validating import collect
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, other_model
 from simplewan.checkpoints.store import RESOLVED
@@ -50,13 +51,17 @@ OUT_OF_MEMORY = (
 class Request:
     """What is asked for besides the options.
 
-    `prompts` are (name or None, text); none takes the configuration's, which then must have some. `seeds` empty takes
-    validation_seed. `run` is the folder whose trained weights are used; None, or `adapters` that are not None, use none
-    of them. `adapters` are LoRA files under "adapter", "adapter_high" and "adapter_low", and act times `adapter_scale`.
+    `prompts` are (name or None, text); none takes the configuration's, which then must have some. `images` are what the
+    clips begin with: one for all prompts, or one for each; they win over `prompt_images`, those of a prompt library, by
+    name. `seeds` empty takes validation_seed. `run` is the folder whose trained weights are used; None, or `adapters`
+    that are not None, use none of them. `adapters` are LoRA files under "adapter", "adapter_high" and "adapter_low",
+    and act times `adapter_scale`.
     """
 
     output: Path
     prompts: Sequence[tuple[str | None, str]] = ()
+    images: Sequence[Path] = ()
+    prompt_images: Mapping[str, Path] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     run: Path | None = None
     adapters: Mapping[str, Sequence[Path]] | None = None
@@ -102,12 +107,15 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
     experts = acting_experts(context, weights)
     settings = render_settings(context, prompts, folder=request.output, experts=experts)
     note = expert_note(context, settings)
+    pictures = wanted_pictures(context, settings)
     _make_folder(request.output)
     clips = plan_clips(settings, request.seeds or (settings.seed,), note=note, claims=claims)
     steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
     decoder = Decoder(context)
     decoder.load()
-    embeds = encode_texts(context, [*(prompt.text for prompt in prompts), settings.negative_prompt])
+    needs = Rendering(settings, pictures).needs
+    embeds = encode_texts(context, needs.texts)
+    made = encode_pictures(context, needs, decoder)
     loads = {
         name: partial(load_weighted, context, name, weights.get(name, Weights()), scale=request.adapter_scale)
         for name in experts
@@ -119,6 +127,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
         open_predict=turns.rendering,
         embeds=embeds.__getitem__,
         decode=decoder,
+        first_frame=first_frames(context.flavour, needs, made.__getitem__),
         emit=context.emit,
         check=context.check,
         device=context.device,
@@ -144,12 +153,35 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
 
 
 def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
-    """The prompts of the request, else those of the configuration."""
+    """The prompts of the request, else those of the configuration, with the pictures that they begin with."""
     if request.prompts:
-        return unique_prompts((name or short_name(text), text) for name, text in request.prompts)
-    prompts = collect(context, even_if_disabled=True)
+        own = {name: str(path) for name, path in request.prompt_images.items()}
+        prompts = [Prompt(name or short_name(text), text, own.get(name or "")) for name, text in request.prompts]
+    else:
+        prompts = list(collect(context, even_if_disabled=True))
     assert prompts, "who asks has looked that there are any"
-    return prompts
+    if request.images:
+        images = request.images if len(request.images) > 1 else [request.images[0]] * len(prompts)
+        prompts = [replace(prompt, image=str(image)) for prompt, image in zip(prompts, images, strict=True)]
+    elif not context.flavour.takes_first_frame:
+        prompts = [replace(prompt, image=None) for prompt in prompts]
+    return unique_prompts(prompts)
+
+
+def wanted_pictures(context: Context, settings: RenderSettings) -> dict[str, Picture]:
+    """The pictures of the prompts, by name; says where much of one is cut off. Raises UserError with all bad ones."""
+    found: dict[str, Picture] = {}
+    problems: list[Problem] = []
+    for image in dict.fromkeys(prompt.image for prompt in settings.prompts if prompt.image is not None):
+        try:
+            found[image] = picture_of_file(image, where=COMMAND_LINE, key="input_image")
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    for notice in cut_notices(list(found.values()), settings.sizes):
+        context.say(notice)
+    return found
 
 
 def short_name(text: str) -> str:
@@ -295,6 +327,7 @@ def record_of(event: SampleRendered, clip: Clip, settings: RenderSettings, steps
         "width": clip.size[0],
         "height": clip.size[1],
         "num_frames": settings.num_frames,
+        "image": clip.prompt.image,
         "video": event.video,
         "sheet": event.sheet,
         "seconds": round(event.seconds, 2),

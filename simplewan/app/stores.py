@@ -48,6 +48,10 @@ class Stores:
             return self._entry(named, self._root / named.id)
         return self._at(own or self._root / "conditioning_image_embeds" / dataset)
 
+    def pictures(self) -> Store:
+        """What rendering needs of the pictures that clips begin with."""
+        return self._at(self._root / "validation")
+
     def flush_records(self, store: Store) -> int:
         """Most records of one file of a store: what the entry that names it asks for, else what the config does."""
         return self._sizes.get(store, self._default_size)

@@ -126,8 +126,8 @@ def watching_hooks(
     hooks: list[Hook] = [
         EvalHook(context, experts=experts, batches=batches, planned=plan.eval_steps, recorded=recorded)
     ]
-    if prepared.render is not None:
-        validator = make_validator(context, prepared.render, experts=experts, caches=prepared.caches)
+    if prepared.rendering is not None:
+        validator = make_validator(context, prepared.rendering, experts=experts, caches=prepared.caches)
         benchmark = not context.options.run.disable_benchmark
         hooks.append(
             ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)

@@ -12,6 +12,7 @@ import torch
 from simplewan.app.caching import Caches
 from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered
+from simplewan.app.pictures import Rendering, first_frames
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
 from simplewan.models.wan.loading import locate_transformer
@@ -20,7 +21,7 @@ from simplewan.objectives.supervised import SupervisedFlowMatching
 from simplewan.training.seeding import derive_seed
 from simplewan.validation.histogram import save_histogram
 from simplewan.validation.prompts import Prompt, collect_prompts
-from simplewan.validation.runner import Renderer, RenderSettings, Validator
+from simplewan.validation.runner import Renderer, Validator
 from simplewan.validation.sampling import Predict
 
 HISTOGRAM_DRAWS = 10_000
@@ -35,6 +36,7 @@ def collect(context: Context, *, even_if_disabled: bool = False) -> tuple[Prompt
         validation_prompt=options.validation_prompt,
         user_library=context.loaded.prompts,
         use_built_in_library=options.validation_prompt_library,
+        images={name: str(path) for name, path in context.loaded.prompt_images.items()},
     )
 
 
@@ -46,7 +48,7 @@ def rendering_experts(context: Context) -> tuple[str, ...]:
 
 
 def make_validator(
-    context: Context, settings: RenderSettings, *, experts: Mapping[str, Expert], caches: Caches
+    context: Context, rendering: Rendering, *, experts: Mapping[str, Expert], caches: Caches
 ) -> Validator:
     """A validator that renders with the trained experts, and with the other stage's bare base where that is asked for.
 
@@ -61,6 +63,7 @@ def make_validator(
         loads, device=context.device, text_tokens=context.flavour.text_tokens, resident=context.flavour.trained_experts
     )
     decoder = Decoder(context)
+    settings = rendering.settings
 
     @contextmanager
     def open_predict() -> Iterator[Predict]:
@@ -79,6 +82,7 @@ def make_validator(
         open_predict=open_predict,
         embeds=lambda text: caches.text(text).clone().unsqueeze(0),
         decode=decoder,
+        first_frame=first_frames(context.flavour, rendering.needs, caches.picture),
         emit=context.emit,
         check=context.check,
         device=context.device,

@@ -9,6 +9,7 @@ from functools import cached_property
 from simplewan.app.context import DTYPES, Context
 from simplewan.app.encoders import FRAMES
 from simplewan.app.gathering import Gathered
+from simplewan.app.pictures import ToRender
 from simplewan.app.stores import Stores
 from simplewan.caches.groups import EncodeGroup, encode_groups
 from simplewan.caches.keys import Component, Item
@@ -59,14 +60,15 @@ class Wanted:
 
 
 def everything_wanted(
-    context: Context, gathered: Gathered, stores: Stores, prompts: Sequence[str], *, epochs: int
+    context: Context, gathered: Gathered, stores: Stores, rendered: ToRender, *, epochs: int
 ) -> list[Wanted]:
     """What is to be in all caches of a run of so many epochs."""
     return [
-        *wanted_texts(context, gathered, stores, prompts),
+        *wanted_texts(context, gathered, stores, rendered.texts),
         *wanted_latents(context, gathered, stores, epochs=epochs).values(),
         *wanted_conditions(context, gathered, stores, epochs=epochs).values(),
         *wanted_images(context, gathered, stores, epochs=epochs).values(),
+        *wanted_pictures(context, stores, rendered).values(),
     ]
 
 
@@ -154,12 +156,7 @@ def wanted_conditions(context: Context, gathered: Gathered, stores: Stores, *, e
     """For image-to-video: the first frame of every cut as the model takes it, by dataset; beside the latents."""
     if not context.flavour.extra_channels:
         return {}
-    settings = {
-        "kind": CONDITION,
-        "format": CONDITION_FORMAT,
-        "vae": vae_fingerprint(context.options.model, context.flavour),
-        "dtype": context.options.caches.vae_dtype,
-    }
+    settings = _condition_settings(context)
     return {
         dataset: replace(
             wanted_latents_of(context, entry, stores.latents(dataset), []),
@@ -189,12 +186,7 @@ def wanted_images(context: Context, gathered: Gathered, stores: Stores, *, epoch
     """For models with CLIP: its embedding of the first frame of every cut, by dataset."""
     if not needs_image_embeds(context.flavour):
         return {}
-    settings = {
-        "kind": IMAGE,
-        "format": IMAGE_FORMAT,
-        "encoder": image_encoder_fingerprint(context.options.model, context.flavour),
-        "dtype": str(context.weight_dtype),
-    }
+    settings = _image_settings(context)
     return {
         dataset: Wanted(
             kind=IMAGE,
@@ -215,6 +207,67 @@ def wanted_images(context: Context, gathered: Gathered, stores: Stores, *, epoch
             key="image_cache",
         )
         for dataset in gathered.entries
+    }
+
+
+def condition_items(context: Context, rendered: ToRender) -> list[Item]:
+    """The pictures that clips begin with, as the model takes them: extra channels (I2V), or a latent frame (TI2V)."""
+    if not context.flavour.takes_first_frame or not rendered.pictures:
+        return []
+    settings = _condition_settings(context)
+    frames = rendered.num_frames if context.flavour.extra_channels else 1
+    return [
+        Item(name, {**settings, FRAMES: frames, **_origin(cut)}, group=cut.clip.bucket)
+        for name, cut in rendered.cuts.items()
+    ]
+
+
+def image_items(context: Context, rendered: ToRender) -> list[Item]:
+    """The same pictures for CLIP, where the model takes its embeddings."""
+    if not needs_image_embeds(context.flavour) or not rendered.pictures:
+        return []
+    settings = _image_settings(context)
+    return [
+        Item(name, {**settings, **_origin(whole)}, group=whole.clip.bucket) for name, whole in rendered.wholes.items()
+    ]
+
+
+def wanted_pictures(context: Context, stores: Stores, rendered: ToRender) -> dict[str, Wanted]:
+    """What rendering needs of pictures, by kind."""
+    store = stores.pictures()
+    wanted = {
+        kind: Wanted(
+            kind=kind,
+            store=store,
+            items=items,
+            batch_size=1,
+            flush_records=stores.flush_records(store),
+            label=f"Caching {what} of validation",
+            key=key,
+        )
+        for kind, items, what, key in (
+            (CONDITION, condition_items(context, rendered), "first frames", "condition_cache"),
+            (IMAGE, image_items(context, rendered), "image embeddings", "image_cache"),
+        )
+    }
+    return {kind: part for kind, part in wanted.items() if part.items}
+
+
+def _condition_settings(context: Context) -> dict[str, Component]:
+    return {
+        "kind": CONDITION,
+        "format": CONDITION_FORMAT,
+        "vae": vae_fingerprint(context.options.model, context.flavour),
+        "dtype": context.options.caches.vae_dtype,
+    }
+
+
+def _image_settings(context: Context) -> dict[str, Component]:
+    return {
+        "kind": IMAGE,
+        "format": IMAGE_FORMAT,
+        "encoder": image_encoder_fingerprint(context.options.model, context.flavour),
+        "dtype": str(context.weight_dtype),
     }
 
 

@@ -24,6 +24,8 @@ ones, or those of the newest whole checkpoint. Of Wan 2.2 A14B both experts rend
 
   prompt="..."          a prompt; may be given several times. Without one: validation_prompt and user_prompt_library
   prompts=FILE          one prompt a line, or a JSON object {"name": "prompt"}
+  input_image=FILE      the picture, or the video whose first frame, the clips begin with: for image-to-video models,
+                        and Wan 2.2 TI2V if you like; one for all prompts, or one for each, in their order
   seed=1,2,3            each prompt once with each seed; without it validation_seed
   adapter=FILE          a LoRA file, or a folder (a checkpoint) with some, instead; may be given several times. The file
                         tells its expert by its metadata or its name (..._high_noise); "none" is the base model
@@ -75,7 +77,6 @@ SAMPLE_KEYS = (
     "validation_guidance_skip_layers_start",
     "validation_guidance_skip_layers_stop",
     "validation_guidance_skip_scale",
-    "validation_using_datasets",
 )
 NAME_WIDTH = 46
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from simplewan.cli.arguments import Arguments, parse
 from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.cli.listing import SAMPLE_KEYS, sample_help
+from simplewan.cli.pictures import check_pictures, picture_files
 from simplewan.errors import EXIT_DONE, Problem, UserError
 from simplewan.options import Loaded
 from simplewan.options.groups.validation import MAX_SEED
@@ -24,7 +25,7 @@ from simplewan.options.sources import COMMAND_LINE, Expander, Findings
 from simplewan.reporting.quiet import settle_environment
 
 ADAPTERS = ("adapter", "adapter_high", "adapter_low")
-OWN = ("prompt", "prompts", "seed", *ADAPTERS, "adapter_scale", "output")
+OWN = ("prompt", "prompts", "input_image", "seed", *ADAPTERS, "adapter_scale", "output")
 FLAGS = ("json",)
 NONE = "none"
 PROMPTS_FIX = "name a text file with one prompt a line, or a JSON object of names and prompts"
@@ -36,7 +37,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.help:
         print(sample_help())
         return EXIT_DONE
-    prompts = _prompts(arguments, environ)
+    prompts, prompt_images = _prompts(arguments, environ)
+    images = picture_files(arguments)
     seeds, scale = _seeds(arguments), _scale(arguments)
     adapters = _adapters(arguments)
     as_json = arguments.flag("json")
@@ -53,6 +55,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if not prompts and not _has_prompts(loaded):
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
         raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
+    check_pictures(loaded, prompts, prompt_images, images)
     from simplewan.models.wan.sources import check_files
 
     if not placeholders:  # the model of an example may have to be made first
@@ -69,6 +72,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     request = Request(
         output=Path(output).expanduser(),
         prompts=prompts,
+        images=images,
+        prompt_images=prompt_images,
         seeds=seeds,
         run=trained,
         adapters=adapters,
@@ -88,9 +93,10 @@ def _has_prompts(loaded: Loaded) -> bool:
     return bool(options.validation_prompt or loaded.prompts or options.validation_prompt_library)
 
 
-def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str | None, str]]:
-    """(name or None, text) of every prompt= and of the lines or names of every prompts=FILE."""
+def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> tuple[list[tuple[str | None, str]], dict[str, Path]]:
+    """(name or None, text) of every prompt= and of the lines or names of every prompts=FILE, and pictures by name."""
     prompts: list[tuple[str | None, str]] = []
+    images: dict[str, Path] = {}
     for text in arguments.own.get("prompt", []):
         if text.strip():
             prompts.append((None, text.strip()))
@@ -99,26 +105,30 @@ def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str
     for name in arguments.own.get("prompts", []):
         path = Path(name).expanduser()
         before = len(prompts), len(arguments.problems)
-        prompts += _read_file(path, arguments, environ)
+        read, pictures = _read_file(path, arguments, environ)
+        prompts += read
+        images |= pictures
         if before == (len(prompts), len(arguments.problems)):
             arguments.problems.append(Problem(COMMAND_LINE, "holds no prompt", "prompts", name, PROMPTS_FIX))
-    return prompts
+    return prompts, images
 
 
-def _read_file(path: Path, arguments: Arguments, environ: Mapping[str, str]) -> list[tuple[str | None, str]]:
+def _read_file(
+    path: Path, arguments: Arguments, environ: Mapping[str, str]
+) -> tuple[list[tuple[str | None, str]], dict[str, Path]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         arguments.problems.append(Problem(COMMAND_LINE, f"cannot be read: {why}", "prompts", str(path), PROMPTS_FIX))
-        return []
+        return [], {}
     if path.suffix.lower() == ".json" or text.lstrip().startswith("{"):
         findings = Findings()
         expand = Expander(environ=environ, placeholders={}, findings=findings)
-        named = read_prompts(path, expand=expand, findings=findings)
+        library = read_prompts(path, expand=expand, findings=findings)
         arguments.problems += findings.problems
-        return list(named.items())
-    return [(None, line.strip()) for line in text.splitlines() if line.strip()]
+        return list(library.prompts.items()), library.images
+    return [(None, line.strip()) for line in text.splitlines() if line.strip()], {}
 
 
 def _seeds(arguments: Arguments) -> tuple[int, ...]:

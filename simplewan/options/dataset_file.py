@@ -179,10 +179,6 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
 
 def check_datasets(options: Options, entries: Sequence[Entry], *, findings: Findings) -> None:
     """The checks of enabled entries against the options of the run."""
-    for entry in entries:
-        measured = entry.options.dataset_type == "eval" and not entry.options.disabled
-        if measured and not options.validation.eval_steps_interval:
-            findings.warn(f"{entry.where}: is not used: eval_steps_interval is 0")
     training = [entry for entry in entries if entry.options.is_training and not entry.options.disabled]
     if training and not any(entry.options.probability for entry in training):
         findings.problem(training[0].where, "and that of every other dataset is 0", key="probability", value=0)

@@ -7,7 +7,7 @@ read, so that a person sees all mistakes of all files together.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ from simplewan.options.checks import check_options, choose_flavour
 from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
 from simplewan.options.datasets import INHERITED, DatasetOptions
 from simplewan.options.declare import Group
+from simplewan.options.first_frames import check_eval_dataset, check_image_embeds
 from simplewan.options.later import settle
 from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
-from simplewan.options.prompts import read_prompts
+from simplewan.options.prompts import Library, read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings, Given, Override, gather, read_json
 from simplewan.options.written import DATASETS, as_saved
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a run is made of. `later` lists what was asked for and is still to come: `train` refuses it."""
+    """What a run is made of. `prompt_images` are the pictures of prompts, by name; `later` lists what was asked for and
+    is still to come: `train` refuses it."""
 
     options: Options
     datasets: tuple[DatasetOptions, ...]
@@ -42,6 +44,7 @@ class Loaded:
     later: list[Problem]
     config_file: Path | None
     data_file: Path
+    prompt_images: dict[str, Path] = field(default_factory=dict)
 
 
 def load(
@@ -75,9 +78,12 @@ def load(
     data_file = options.data.data_backend_config
     if training:
         entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
-    prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
+    library = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
     flavour = choose_flavour(options, found, config=name, findings=findings)
     check_datasets(options, entries, findings=findings)
+    if training:
+        check_eval_dataset(options, found, entries, flavour=flavour, findings=findings)
+    check_image_embeds(entries, flavour=flavour, findings=findings)
     _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
@@ -89,12 +95,13 @@ def load(
         options=final,
         datasets=complete(entries, options, paths=paths) if training else (),
         flavour=flavour,
-        prompts=prompts,
+        prompts=library.prompts,
         resolved=resolved,
         notices=findings.notices,
         later=findings.later,
         config_file=config_file,
         data_file=data_file,
+        prompt_images=library.images,
     )
 
 
@@ -172,11 +179,11 @@ def _check_inherited(found: Mapping[str, Given], entries: Sequence[Entry], findi
 
 def _read_prompts(
     options: Options, found: Mapping[str, Given], *, expand: Expander, paths: Paths, findings: Findings
-) -> dict[str, str]:
+) -> Library:
     path = options.validation.user_prompt_library
     if path is None or not paths.find(path, from_config=True).exists():
-        return {}
-    return read_prompts(paths.find(path, from_config=True), expand=expand, findings=findings)
+        return Library()
+    return read_prompts(paths.find(path, from_config=True), expand=expand, findings=findings, base=paths.base)
 
 
 def _finish(options: Options, replaced: Mapping[str, Any], paths: Paths) -> Options:

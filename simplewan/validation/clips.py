@@ -24,16 +24,23 @@ WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "ms
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(frames_FHWC: np.ndarray, *, caption: str = "", max_frames: int = MAX_FRAMES) -> Image.Image:
+def contact_sheet(
+    frames_FHWC: np.ndarray, *, caption: str = "", max_frames: int = MAX_FRAMES, given_HWC: np.ndarray | None = None
+) -> Image.Image:
     """Evenly spread frames in rows with their numbers, a caption below; uint8 (F, H, W, 3) -> RGB picture.
 
     First and last frame are among them. Tiny frames are enlarged by whole factors without smoothing, so that their
-    pixels can be told apart; large ones are made smaller. Raises ValueError for an empty clip.
+    pixels can be told apart; large ones are made smaller. `given_HWC`, the picture that the clip was to begin with,
+    stands before them. Raises ValueError for an empty clip.
     """
     if frames_FHWC.ndim != 4 or frames_FHWC.shape[-1] != 3 or 0 in frames_FHWC.shape:
         raise ValueError(f"frames of shape {frames_FHWC.shape} are not (F, H, W, 3)")
     indices = spread_indices(len(frames_FHWC), max_frames)
-    tiles = [_fit(Image.fromarray(np.ascontiguousarray(frames_FHWC[index]))) for index in indices]
+    shown = [frames_FHWC[index] for index in indices]
+    labels = [f"{index}" for index in indices]
+    if given_HWC is not None:
+        shown, labels = [given_HWC, *shown], ["given", *labels]
+    tiles = [_fit(Image.fromarray(np.ascontiguousarray(frame))) for frame in shown]
     width, height = tiles[0].size
     columns = _columns(len(tiles), width, height)
     rows = -(-len(tiles) // columns)
@@ -45,11 +52,11 @@ def contact_sheet(frames_FHWC: np.ndarray, *, caption: str = "", max_frames: int
     sheet = Image.new("RGB", (sheet_width, grid_height + len(lines) * line_height + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     label_font = font_for("0", LABEL_SIZE)
-    for place, (index, tile) in enumerate(zip(indices, tiles, strict=True)):
+    for place, (label, tile) in enumerate(zip(labels, tiles, strict=True)):
         x = MARGIN + place % columns * (width + MARGIN)
         y = MARGIN + place // columns * (height + LABEL_HEIGHT)
         sheet.paste(tile, (x, y))
-        draw.text((x, y + height + 2), f"{index}", fill=FAINT, font=label_font)
+        draw.text((x, y + height + 2), label, fill=FAINT, font=label_font)
     for number, line in enumerate(lines):
         draw.text((MARGIN, grid_height + number * line_height + 2), line, fill=INK, font=font)
     return sheet

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
@@ -36,39 +36,49 @@ BUILT_IN_LIBRARY: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One clip to render: its name, safe as a file name and unique in the list, and its text."""
+    """One clip to render: its name, safe as a file name and unique in the list, its text, and what names the picture
+    that it begins with, if any."""
 
     name: str
     text: str
+    image: str | None = None
 
 
 def collect_prompts(
-    *, validation_prompt: str | None, user_library: Mapping[str, str], use_built_in_library: bool
+    *,
+    validation_prompt: str | None,
+    user_library: Mapping[str, str],
+    use_built_in_library: bool,
+    images: Mapping[str, str] | None = None,
 ) -> tuple[Prompt, ...]:
     """The prompts in the order in which they are rendered: "validation", the user's library, the built-in one.
 
-    A name that another prompt has (letter case aside) gets a number; the same name with the same text is one prompt.
+    `images` are the pictures of prompts of the user's library, by name. A name that another prompt has (letter case
+    aside) gets a number; the same name with the same text and picture is one prompt.
     """
-    pairs: list[tuple[str, str]] = []
+    prompts: list[Prompt] = []
     if validation_prompt:
-        pairs.append(("validation", validation_prompt))
-    pairs.extend(user_library.items())
+        prompts.append(Prompt("validation", validation_prompt))
+    prompts += [Prompt(name, text, (images or {}).get(name)) for name, text in user_library.items()]
     if use_built_in_library:
-        pairs.extend(BUILT_IN_LIBRARY.items())
-    return unique_prompts(pairs)
+        prompts += [Prompt(name, text) for name, text in BUILT_IN_LIBRARY.items()]
+    return unique_prompts(prompts)
 
 
-def unique_prompts(pairs: Iterable[tuple[str, str]]) -> tuple[Prompt, ...]:
-    """(name, text) pairs as prompts whose names are safe, and of each name one."""
-    prompts: dict[str, Prompt] = {}
-    for raw_name, text in pairs:
-        stem = safe_name(raw_name)
+def unique_prompts(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """Prompts with any names as prompts whose names are safe, and of each name one."""
+    unique: dict[str, Prompt] = {}
+    for prompt in prompts:
+        stem = safe_name(prompt.name)
         name, number = stem, 1
-        while name.casefold() in prompts and prompts[name.casefold()].text != text:
+        while (other := unique.get(name.casefold())) is not None and (other.text, other.image) != (
+            prompt.text,
+            prompt.image,
+        ):
             number += 1
             name = f"{stem}_{number}"
-        prompts.setdefault(name.casefold(), Prompt(name, text))
-    return tuple(prompts.values())
+        unique.setdefault(name.casefold(), replace(prompt, name=name))
+    return tuple(unique.values())
 
 
 def safe_name(name: str) -> str:

@@ -24,7 +24,15 @@ from simplewan.events import Emit, ErrorHappened, Progress, Stage, ValidationRen
 from simplewan.flavours import Flavour
 from simplewan.validation.clips import contact_sheet, save_png
 from simplewan.validation.prompts import Prompt, latent_shape
-from simplewan.validation.sampling import Guidance, Predict, initial_noise, make_scheduler, needs_negative, sample
+from simplewan.validation.sampling import (
+    Conditioning,
+    Guidance,
+    Predict,
+    initial_noise,
+    make_scheduler,
+    needs_negative,
+    sample,
+)
 
 STAGE = "validation"
 OUT_OF_MEMORY = "the GPU has too little memory: smaller clips (validation_resolution, validation_num_video_frames) help"
@@ -63,13 +71,25 @@ class Clip:
     caption: str
 
 
+@dataclass(frozen=True)
+class FirstFrame:
+    """The picture that a clip begins with, as it is fitted to the clip (uint8) and as a model takes it: the condition
+    (I2V), with it what CLIP sees (Wan 2.1 I2V); or the latent frame that is held (TI2V). See `sampling`."""
+
+    pixels_HWC: np.ndarray
+    condition_BCFHW: Tensor | None = None
+    image_embeds_BND: Tensor | None = None
+    latent_BC1HW: Tensor | None = None
+
+
 class Renderer:
     """Renders clips one after the other.
 
     `open_predict()` makes the network ready (eval mode, adapters on) for the time of a `with` block; the
     TrainingFailure of one that cannot put the trained network back passes through. `embeds(text)` is the text
     embedding (1, L, D) of a prompt, encoded beforehand; `decode` turns latents (1, C, F, H, W) into pixels
-    (1, 3, F, H, W) in -1..1. `check` raises Interrupted when the run is to stop. `key` names the work in events, and
+    (1, 3, F, H, W) in -1..1; `first_frame(clip)` is what the clip begins with, if that is given, made beforehand too.
+    `check` raises Interrupted when the run is to stop. `key` names the work in events, and
     `otherwise` says in the announcement of a failure what happens then.
     """
 
@@ -81,6 +101,7 @@ class Renderer:
         embeds: Callable[[str], Tensor],
         decode: Callable[[Tensor], Tensor],
         emit: Emit,
+        first_frame: Callable[[Clip], FirstFrame | None] = lambda _clip: None,
         check: Callable[[], None] = lambda: None,
         device: torch.device | str = "cpu",
         key: str = STAGE,
@@ -90,6 +111,7 @@ class Renderer:
         self._open_predict = open_predict
         self._embeds = embeds
         self._decode = decode
+        self._first_frame = first_frame
         self._emit = emit
         self._check = check
         self._device = torch.device(device)
@@ -123,9 +145,11 @@ class Renderer:
     def _attempt(self, predict: Predict, clip: Clip, place: tuple[int, int], where: str) -> bool:
         """Renders one clip, number `place[0]` (from 0) of `place[1]`; False when that failed."""
         try:
-            frames = to_frames(self._decode(self._sample(predict, clip, place)))
+            first = self._first_frame(clip)
+            frames = to_frames(self._decode(self._sample(predict, clip, first, place)))
             write_mp4(clip.video, frames, self._settings.flavour.fps)
-            save_png(contact_sheet(frames, caption=clip.caption), clip.sheet)
+            given = None if first is None else first.pixels_HWC
+            save_png(contact_sheet(frames, caption=clip.caption, given_HWC=given), clip.sheet)
         except (Interrupted, TrainingFailure):
             raise
         except Exception as error:  # noqa: BLE001  one clip that fails must not cost the others, nor the run
@@ -133,29 +157,36 @@ class Renderer:
             return False
         return True
 
-    def _sample(self, predict: Predict, clip: Clip, place: tuple[int, int]) -> Tensor:
+    def _sample(self, predict: Predict, clip: Clip, first: FirstFrame | None, place: tuple[int, int]) -> Tensor:
         settings = self._settings
         done, total = (count * settings.num_steps for count in place)
 
         def advance(index: int, _timestep: float, _latents: Tensor, _x0: Tensor) -> None:
             self._emit(Progress(self._key, clip.video.stem, done + index + 1, total, "steps"))
 
-        negative = (
-            self._embeds(settings.negative_prompt).to(self._device) if needs_negative(settings.guidance) else None
-        )
+        condition = self._placed(first.condition_BCFHW) if first is not None else None
+        image_embeds = self._placed(first.image_embeds_BND) if first is not None else None
+
+        def given(text: str) -> Conditioning:
+            return Conditioning(self._embeds(text).to(self._device), condition, image_embeds)
+
         shape = latent_shape(clip.size, settings.num_frames, flavour=settings.flavour)
         return sample(
             predict,
             make_scheduler(settings.scheduler, settings.shift),
             initial_noise(shape, seed=clip.seed).to(self._device),
-            self._embeds(clip.prompt.text).to(self._device),
-            negative,
+            given(clip.prompt.text),
+            given(settings.negative_prompt) if needs_negative(settings.guidance) else None,
             num_steps=settings.num_steps,
             guidance=settings.guidance,
             boundary=settings.boundary,
+            first_frame_BC1HW=self._placed(first.latent_BC1HW) if first is not None else None,
             callback=advance,
             check=self._check,
         )
+
+    def _placed(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(self._device)
 
     def _report(self, error: Exception, *, where: str) -> None:
         origin = traceback.extract_tb(error.__traceback__)[-1]

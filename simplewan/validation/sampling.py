@@ -2,26 +2,44 @@
 
 Imports torch, diffusers' schedulers and `objectives`. B batch, C channels, F frames, H height, W width, L text tokens,
 D width. The network comes in as a function, so that adapters, offload and quantisation are not this file's business.
-diffusers' WanPipeline is the oracle of the tests: with UniPC on the same noise the latents are equal bit for bit.
+diffusers' WanPipeline and WanImageToVideoPipeline are the oracles of the tests: with UniPC on the same noise the
+latents are equal bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from simplewan.flavours import HIGH, LOW
+from simplewan.models.wan.conditioning import frame_timesteps, hold_first_frame
 from simplewan.objectives.distributions import Sampling, quantile
 from simplewan.objectives.flow import NUM_TIMESTEPS
 
-Predict = Callable[[Tensor, Tensor, Tensor, str], Tensor]
-"""latents (B, C, F, H, W) float32, timesteps (B,), text (B, L, D), expert "high" or "low" -> velocity."""
+Predict = Callable[[Tensor, Tensor, Any, str], Tensor]
+"""latents (B, C, F, H, W) float32, timesteps (B,) or (B, F), what is given, expert "high" or "low" -> velocity.
+
+What is given (`Conditioning`, as the renderer has it) is handed on; the loop does not look into it.
+"""
 
 StepCallback = Callable[[int, float, Tensor, Tensor], "Tensor | None"]
 """step index, timestep, latents after the step, estimate of the clean latents -> other latents, or None."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a network is given beside the noisy latents: text (B, L, D); for I2V the latents of the video that is the
+    first frame and then empty (B, C, F, H, W); for Wan 2.1 I2V CLIP's embeddings of the picture (B, N, D)."""
+
+    text_BLD: Tensor
+    condition_BCFHW: Tensor | None = None
+    image_embeds_BND: Tensor | None = None
+
 
 Scheduler = UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler
 Guidance = float | Sequence[float]
@@ -76,12 +94,13 @@ def sample(
     predict: Predict,
     scheduler: Scheduler,
     latents_BCFHW: Tensor,
-    prompt_embeds_BLD: Tensor,
-    negative_embeds_BLD: Tensor | None,
+    given: Any,
+    negative: Any | None,
     *,
     num_steps: int,
     guidance: Guidance,
     boundary: float | None = None,
+    first_frame_BC1HW: Tensor | None = None,
     callback: StepCallback | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Tensor:
@@ -89,31 +108,40 @@ def sample(
 
     At and above `boundary` (a sigma) the expert is "high", below it "low"; without one always "high". `guidance` is
     one scale or (low, high); at a scale of 1 or less the unconditional pass is skipped. Velocities are combined in the
-    dtype in which `predict` returns them. `check` runs before each step and may raise. Raises ValueError when guidance
-    needs a negative prompt that is not there. Classifier-free guidance: arXiv 2207.12598.
+    dtype in which `predict` returns them. `given` and `negative` are what `predict` gets in its two passes. With
+    `first_frame_BC1HW` (TI2V) the network sees that as latent frame 0 in every step, at timestep 0, and it is frame 0
+    of the result; the solver's own frame 0 is passed over, as in diffusers. `check` runs before each step and may
+    raise. Raises ValueError when guidance needs what is negative and that is not there. Classifier-free guidance: arXiv
+    2207.12598.
     """
     scales = scale_per_expert(guidance)
-    if negative_embeds_BLD is None and needs_negative(guidance):
+    if negative is None and needs_negative(guidance):
         raise ValueError(f"guidance {guidance} needs the embedding of a negative prompt")
     # Timesteps stay on the CPU: comparing them with the boundary then costs no synchronisation.
     scheduler.set_timesteps(num_steps)
     scheduler.set_begin_index(0)
     latents = latents_BCFHW
+
+    def held(latents: Tensor) -> Tensor:
+        return latents if first_frame_BC1HW is None else hold_first_frame(latents, first_frame_BC1HW)
+
     for index, timestep in enumerate(scheduler.timesteps):
         check()
         expert = HIGH if boundary is None or timestep >= boundary * NUM_TIMESTEPS else LOW
-        timesteps_B = timestep.to(latents.device).expand(latents.shape[0])
-        velocity = predict(latents, timesteps_B, prompt_embeds_BLD, expert)
+        timesteps = timestep.to(latents.device).expand(latents.shape[0])
+        if first_frame_BC1HW is not None:
+            timesteps = frame_timesteps(timesteps, latents.shape[2])
+        velocity = predict(held(latents), timesteps, given, expert)
         if scales[expert] > 1:
-            unconditional = predict(latents, timesteps_B, negative_embeds_BLD, expert)
+            unconditional = predict(held(latents), timesteps, negative, expert)
             velocity = unconditional + scales[expert] * (velocity - unconditional)
         before = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         if callback is not None:
             x0 = before - float(scheduler.sigmas[index]) * velocity
-            replaced = callback(index, float(timestep), latents, x0)
+            replaced = callback(index, float(timestep), held(latents), held(x0))
             latents = latents if replaced is None else replaced
-    return latents
+    return held(latents)
 
 
 def needs_negative(guidance: Guidance) -> bool:

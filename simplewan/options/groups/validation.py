@@ -20,7 +20,10 @@ class ValidationOptions(Group):
         help="What the rendered clips are guided away from.",
     )
     user_prompt_library: Path | None = option(
-        None, restart_safe=True, help='JSON file {"name": "prompt"} of further prompts; the name becomes a file name.'
+        None,
+        restart_safe=True,
+        help='JSON file {"name": "prompt"} of further prompts; the name becomes a file name. With a picture to begin '
+        'with: {"name": {"prompt": "...", "image": "PATH"}}.',
     )
     validation_prompt_library: bool = option(False, restart_safe=True, help="Render the built-in prompts too.")
     validation_step_interval: int = option(
@@ -81,7 +84,10 @@ class ValidationOptions(Group):
         2.8, minimum=0, applies=_SKIP, restart_safe=True, help="Scale of skip-layer guidance."
     )
     validation_using_datasets: bool = option(
-        False, later="first frames from a dataset", restart_safe=True, help="Take the first frames from a dataset."
+        False,
+        restart_safe=True,
+        help="Render the first samples of the evaluation (eval_dataset_id) too, each with its caption and, but for "
+        "text-to-video models, from its first frame; other prompts begin with their first frames in turn.",
     )
     wan_validation_load_other_stage: bool = option(
         False,
@@ -96,18 +102,17 @@ class ValidationOptions(Group):
         4,
         minimum=1,
         unit="samples",
-        applies="eval_steps_interval",
         restart_safe=True,
-        help="Samples it is measured on.",
+        help="Samples it is measured on, and whose first frames validation takes.",
     )
     eval_timesteps: int = option(
         4, minimum=1, applies="eval_steps_interval", restart_safe=True, help="Fixed timesteps it is measured at."
     )
     eval_dataset_id: str | None = option(
         None,
-        later="a dataset for evaluation alone",
         restart_safe=True,
-        help="Dataset the loss is measured on; none takes training samples.",
+        help="Dataset the loss is measured on, and whose first frames validation takes; none takes those of type eval, "
+        "else those that are trained on.",
     )
 
     @property
