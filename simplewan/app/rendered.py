@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 from simplewan.app.context import Context
@@ -18,7 +17,7 @@ from simplewan.app.pictures import (
     with_pictures,
 )
 from simplewan.app.rendering import render_settings
-from simplewan.app.validating import collect, rendering_experts
+from simplewan.app.validating import collect, rendering_experts, without_pictures
 from simplewan.data.captions import stem
 from simplewan.data.media import MediaError
 from simplewan.data.notices import some
@@ -47,10 +46,8 @@ def plan_rendering(context: Context, gathered: Gathered) -> Rendering | None:
             if not options.validation_using_datasets:
                 _tell_borrowed(context, prompts, begun)
             prompts = begun
-    elif any(prompt.image for prompt in prompts):
-        names = [prompt.name for prompt in prompts if prompt.image]
-        context.say(f"{flavour.name} takes no picture: those of the prompts {some(names)} are not used", warning=True)
-        prompts = [replace(prompt, image=None) for prompt in prompts]
+    else:
+        prompts = without_pictures(context, prompts)
     if options.validation_using_datasets:
         shown = [gathered.samples[name] for name in pictures] or _chosen(context, gathered)
         prompts += [_prompt_of(sample, pictures) for sample in shown]

@@ -22,7 +22,7 @@ from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
 from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
-from simplewan.app.validating import collect
+from simplewan.app.validating import collect, without_pictures
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, other_model
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
@@ -164,7 +164,7 @@ def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
         images = request.images if len(request.images) > 1 else [request.images[0]] * len(prompts)
         prompts = [replace(prompt, image=str(image)) for prompt, image in zip(prompts, images, strict=True)]
     elif not context.flavour.takes_first_frame:
-        prompts = [replace(prompt, image=None) for prompt in prompts]
+        prompts = without_pictures(context, prompts)
     return unique_prompts(prompts)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from simplewan.app.gathering import Gathered
 from simplewan.app.pictures import Rendering, first_frames
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
+from simplewan.data.notices import some
 from simplewan.models.wan.loading import locate_transformer
 from simplewan.objectives.flow import sample_sigmas
 from simplewan.objectives.supervised import SupervisedFlowMatching
@@ -38,6 +40,15 @@ def collect(context: Context, *, even_if_disabled: bool = False) -> tuple[Prompt
         use_built_in_library=options.validation_prompt_library,
         images={name: str(path) for name, path in context.loaded.prompt_images.items()},
     )
+
+
+def without_pictures(context: Context, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts for a model that takes no pictures; says whose are not used."""
+    names = [prompt.name for prompt in prompts if prompt.image]
+    if names:
+        message = f"{context.flavour.name} takes no picture: those of the prompts {some(names)} are not used"
+        context.say(message, warning=True)
+    return [replace(prompt, image=None) for prompt in prompts]
 
 
 def rendering_experts(context: Context) -> tuple[str, ...]:

@@ -58,6 +58,11 @@ def check_image_embeds(entries: Sequence[Entry], *, flavour: Flavour | None, fin
     """Say which caches of CLIP embeddings stay empty: only I2V of Wan 2.1 is given any."""
     if flavour is None or flavour.clip_conditioning:
         return
+    why = f"is not used: {flavour.name} takes no CLIP embeddings of first frames"
     for entry in entries:
-        if not entry.options.disabled and entry.options.dataset_type == "conditioning_image_embeds":
-            findings.inform(f"{entry.where}: is not used: {flavour.name} takes no CLIP embeddings of first frames")
+        if entry.options.disabled:
+            continue
+        if entry.options.dataset_type == "conditioning_image_embeds":
+            findings.inform(f"{entry.where}: {why}")
+        elif entry.options.cache_dir_conditioning_image_embeds is not None:
+            findings.inform(f"{entry.where}: cache_dir_conditioning_image_embeds {why}")
