@@ -102,6 +102,7 @@ class Batch:
     latents_BCFHW: torch.Tensor
     names: tuple[str, ...] = ("clip",)
     is_regularisation: bool = False
+    first_frame_probabilities: tuple[float, ...] = (0.0,)
 
 
 class Loader:
