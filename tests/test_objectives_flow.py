@@ -1,6 +1,8 @@
 """Noise levels: closed forms, exact cuts, the conditional distribution; identities of targets and weights."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +49,17 @@ def test_share_of_the_high_noise_expert(boundary, shift, share):
     assert share_above(boundary, sampling=sampling, shift=shift) == pytest.approx(share, abs=0.005)
     drawn = sample_sigmas(40_000, sampling=sampling, shift=shift, generator=seeded())
     assert (drawn >= boundary).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_the_shares_that_the_documentation_tells():
+    page = (Path(__file__).parents[1] / "docs" / "timesteps.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|((?: [\d.]+% \|){4})$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for name, shares in rows:
+        places = ((0.875, 1), (0.875, 3), (0.875, 12), (0.9, 5))
+        told = [float(share) / 100 for share in re.findall(r"[\d.]+", shares)]
+        actual = [share_above(boundary, sampling=Sampling(name), shift=shift) for boundary, shift in places]
+        assert told == pytest.approx(actual, abs=0.0006), name
 
 
 @pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)
