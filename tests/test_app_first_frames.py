@@ -159,3 +159,14 @@ def test_pictures_train_as_clips_of_one_frame(runs: Runs, tmp_path: Path) -> Non
     runs("2.2", **entry)
     assert all(latents.shape[1:3] == (36, 1) for latents, _, _ in runs.calls)
     assert any("copy" in notice for notice in runs.notices)
+
+
+def test_a_crop_of_its_own_in_each_epoch_has_its_own_first_frame(runs: Runs) -> None:
+    crop = {"crop": True, "crop_style": "random", "crop_aspect": "square", "vae_cache_clear_each_epoch": True}
+    runs("2.2", steps=9, resolution=48, **crop)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for batch in runs.batches:
+        assert batch.condition_BCFHW is not None
+        torch.testing.assert_close(batch.condition_BCFHW[:, :, 0], batch.latents_BCFHW[:, :, 0], atol=0.02, rtol=0.02)
+        seen.setdefault(batch.names[0], []).append(batch.condition_BCFHW[:, :, 0])
+    assert any(not torch.equal(first, other) for first, *others in seen.values() for other in others)
