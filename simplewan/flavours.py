@@ -73,6 +73,11 @@ class Flavour:
         return self.task in ("i2v", "ti2v")
 
     @property
+    def needs_first_frame(self) -> bool:
+        """Whether the model cannot render without a given picture."""
+        return self.extra_channels > 0
+
+    @property
     def experts(self) -> tuple[str, ...]:
         """All experts of the model, the first to act first; one transformer is the one expert "high"."""
         return (HIGH,) if self.boundary is None else (HIGH, LOW)

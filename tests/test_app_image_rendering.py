@@ -396,6 +396,16 @@ def test_an_eval_dataset_that_is_not_there_is_an_error_at_load(run: Run, capfd: 
     refused(capfd, "eval_dataset_id", 'did you mean "clips"?')
 
 
+def test_a_picture_that_does_not_decode_ends_a_run_before_anything_is_encoded(
+    run: Run, seen: Seen, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.png").write_bytes(b"no picture")
+    Path("library.json").write_text(json.dumps({"own": {"prompt": "a cat", "image": "broken.png"}}))
+    run("2.2", user_prompt_library="library.json", code=2)
+    refused(capfd, "library.json", "own.image", "broken.png", "is not a picture that can be read")
+    assert seen.loaded == []
+
+
 def test_ti2v_renders_text_to_video_unless_asked(run: Run, seen: Seen) -> None:
     run("ti2v", validation_prompt=PROMPT)
     assert set(run.rendered) == {"validation"} and all(timesteps.ndim == 1 for _, timesteps, *_ in seen.calls)

@@ -44,6 +44,16 @@ def test_the_same_prompt_twice_is_one_prompt():
     assert collect_prompts(validation_prompt=None, user_library={}, use_built_in_library=False) == ()
 
 
+def test_the_same_prompt_from_another_picture_is_another_clip():
+    prompts = collect_prompts(
+        validation_prompt="A cat.",
+        user_library={"validation": "A cat.", "validation!": "A cat."},
+        use_built_in_library=False,
+        images={"validation": "a.png", "validation!": "a.png"},
+    )
+    assert prompts == (Prompt("validation", "A cat."), Prompt("validation_2", "A cat.", "a.png"))
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [

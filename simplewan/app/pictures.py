@@ -187,8 +187,3 @@ def first_frames(
         return FirstFrame(pixels[name], condition_BCFHW=made, image_embeds_BND=seen)
 
     return first_frame
-
-
-def needs_pictures(flavour: Flavour) -> bool:
-    """Whether the model cannot render without a given picture."""
-    return flavour.extra_channels > 0

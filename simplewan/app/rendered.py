@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered
@@ -11,7 +10,6 @@ from simplewan.app.pictures import (
     Picture,
     Rendering,
     cut_notices,
-    needs_pictures,
     picture_of_file,
     picture_of_sample,
     with_pictures,
@@ -39,7 +37,7 @@ def plan_rendering(context: Context, gathered: Gathered) -> Rendering | None:
     prompts = list(collect(context))
     pictures: dict[str, Picture] = {}
     if flavour.takes_first_frame:
-        lacking = needs_pictures(flavour) and any(prompt.image is None for prompt in prompts)
+        lacking = flavour.needs_first_frame and any(prompt.image is None for prompt in prompts)
         if options.validation_using_datasets or lacking:
             pictures = _of_samples(context, gathered)
             begun = with_pictures(prompts, list(pictures))
@@ -107,6 +105,6 @@ def _tell_borrowed(context: Context, prompts: Sequence[Prompt], begun: Sequence[
 def _prompt_of(sample: Sample, pictures: dict[str, Picture]) -> Prompt:
     """The caption of a sample under the sample's name, without the ending of its file."""
     path = sample.source.path
-    name = sample.name.replace(path, stem(path), 1) if sample.name.startswith(path) else PurePosixPath(sample.name).stem
+    name = stem(path) + sample.name.removeprefix(path)  # behind the path: which clip of the file it is
     text = sample.captions[0] if sample.captions else ""
     return Prompt(name, text, sample.id if sample.id in pictures else None)

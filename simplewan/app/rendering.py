@@ -209,13 +209,17 @@ def encode_pictures(context: Context, needs: ToRender, decoder: Decoder) -> dict
     try:
         if images:
             see = ImageEncoder(context, needs.shown)
-            made |= {item.name: see([item])[0] for item in images}
+            for item in images:
+                context.check()
+                made[item.name] = see([item])[0]
             del see
             release_memory()
         if conditions:
             with decoder.vae() as vae:
                 condition = ConditionEncoder(vae, needs.shown)
-                made |= {item.name: condition([item])[0] for item in conditions}
+                for item in conditions:
+                    context.check()
+                    made[item.name] = condition([item])[0]
     except ItemError as error:
         raise UserError(Problem(error.name, error.reason)) from error
     return made

@@ -53,7 +53,7 @@ def check_pictures(
         raise UserError(
             Problem(COMMAND_LINE, f"is given {len(images)} times for {len(pictured)} prompts", KEY, fix=fix)
         )
-    if flavour.extra_channels and not images and not all(pictured):
+    if flavour.needs_first_frame and not images and not all(pictured):
         message = f"is needed: {flavour.name} begins with a given picture"
         fix = "write --input_image PATH, a picture or a video; several: one for each prompt"
         raise UserError(Problem(COMMAND_LINE, message, KEY, fix=fix))

@@ -40,7 +40,7 @@ def check_eval_dataset(
         )
         return
     rendered = not validation.validation_disable and (
-        validation.validation_using_datasets or (flavour is not None and flavour.extra_channels > 0)
+        validation.validation_using_datasets or (flavour is not None and flavour.needs_first_frame)
     )
     used = bool(validation.eval_steps_interval) or rendered
     for entry in enabled:

@@ -131,9 +131,10 @@ def sample(
         timesteps = timestep.to(latents.device).expand(latents.shape[0])
         if first_frame_BC1HW is not None:
             timesteps = frame_timesteps(timesteps, latents.shape[2])
-        velocity = predict(held(latents), timesteps, given, expert)
+        noisy = held(latents)
+        velocity = predict(noisy, timesteps, given, expert)
         if scales[expert] > 1:
-            unconditional = predict(held(latents), timesteps, negative, expert)
+            unconditional = predict(noisy, timesteps, negative, expert)
             velocity = unconditional + scales[expert] * (velocity - unconditional)
         before = latents
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
