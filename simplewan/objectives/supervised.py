@@ -9,7 +9,7 @@ device, for the price of moving the noise (the size of the latents, 8.4 MB for 8
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
@@ -93,10 +93,6 @@ class SupervisedFlowMatching:
     weighting: str = "none"
     stratified: bool = False
     patch: int = 2
-
-    def roles_due(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
-        """The roles that take the optimiser step number `step` (from 1): one at a time, in turn."""
-        return (roles[(step - 1) % len(roles)],)
 
     def shift_for(self, height: int, width: int) -> float:
         """The shift of latents of this size: the fixed one, or that of their token grid."""

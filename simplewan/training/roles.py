@@ -40,7 +40,8 @@ class LoaderLike(Protocol):
 class Role:
     """One trained network or adapter.
 
-    `loss(batch, generator)` computes the loss with this role active. `weights` and `load_weights` read and write what
+    `activate` is called before each step: whoever shares the device may have to be moved. `loss(batch, generator)`
+    computes the loss with this role active. `weights` and `load_weights` read and write what
     is trained. `learning_rate(step)` is the rate of the role's own update `step` (from 1).
     """
 
@@ -52,6 +53,7 @@ class Role:
     loss: Callable[[BatchLike, torch.Generator], LossLike]
     weights: Callable[[], Mapping[str, torch.Tensor]]
     load_weights: Callable[[Mapping[str, torch.Tensor]], None]
+    activate: Callable[[], None] = lambda: None
     step: int = 0
     epoch: int = 0
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
