@@ -28,6 +28,7 @@ from simplewan.models.adapters import (
     train_fully,
 )
 from simplewan.models.export import read_lora
+from simplewan.models.placement import own_memory
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -104,6 +105,7 @@ def load_expert(context: Context, name: str) -> Expert:
         if adapter.init_lora is not None:
             start_from_lora(transformer, adapter.init_lora)
     transformer.to(context.device).train()
+    own_memory(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
     # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
     merge = full or options.adapter.lora_dropout == 0

@@ -66,6 +66,17 @@ def state_slots(states: Iterator[dict[str, Any]], device: torch.device) -> list[
     ]
 
 
+def own_memory(module: nn.Module) -> None:
+    """Have all tensors of a module on the CPU in aligned memory of their own, as those that come from a shelf have.
+
+    Weights that were read from a file are mapped, wherever they lie in it; products of matrices then differ in their
+    last bits from those of the same weights elsewhere.
+    """
+    for slot in module_slots(module):
+        if slot.get().device.type == "cpu":
+            slot.put(slot.get().clone(memory_format=torch.contiguous_format))
+
+
 class Shelf:
     """Room for some tensors. The block is made when they are first put there, and anew when they are other tensors."""
 
