@@ -102,12 +102,6 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def have(place: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the idle expert wait at `place`; in memory even where that is the device."""
-    if place is not None:
-        monkeypatch.setattr(IdleExperts, "_choose", lambda self, expert: place)
-
-
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_each_expert_ends_as_if_it_were_alone_wherever_the_other_waits(
     kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,13 +114,14 @@ def test_each_expert_ends_as_if_it_were_alone_wherever_the_other_waits(
     both = (*common, BOTH, *TURNS, "learning_rate_high=3e-3", "lora_rank_high=2", "lora_alpha_low=8")
     looking = ("validation_disable=false", "validation_step_interval=4", "eval_steps_interval=3", "num_eval_images=1")
     read = lora if kind == "lora" else whole
+    fetched: list[Placement] = []
+    fetch = Placement.fetch
+    monkeypatch.setattr(Placement, "fetch", lambda self: (fetched.append(self), fetch(self))[1])
     for waiting in ("stay", "cpu", "disk"):
-        fetched: list[Placement] = []
-        with monkeypatch.context() as patch:
-            fetch = Placement.fetch
-            patch.setattr(Placement, "fetch", lambda self, fetch=fetch: (fetched.append(self), fetch(self))[1])
-            have(waiting, patch)
-            assert run(waiting, *both, *(looking if waiting == "disk" else ())) == 0
+        fetched.clear()
+        # In memory even here, where that is where the expert computes.
+        monkeypatch.setattr(IdleExperts, "_choose", lambda *_, waiting=waiting: waiting)
+        assert run(waiting, *both, *(looking if waiting == "disk" else ())) == 0
         assert bool(fetched) == (waiting != "stay")
         for role, steps in COUNTS.items():
             found = metrics(tmp_path / waiting, role)
