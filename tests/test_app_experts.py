@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import save_tiny_model
+from tiny import save_tiny_image_model, save_tiny_model
 
 from simplewan.app import idle
 from simplewan.app.hooks import SaveHook
@@ -164,7 +164,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SaveHook, "after_step", then_stop)
 
 
-@pytest.mark.parametrize("waiting", ["stay", "disk"])
+@pytest.mark.parametrize("waiting", [pytest.param("stay", marks=pytest.mark.slow), "disk"])
 def test_a_run_that_is_stopped_and_made_longer_ends_with_the_same_bits(
     waiting: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +276,7 @@ def test_options_of_one_expert_need_both(
     assert run("no", BOTH, "max_train_steps=1", f"init_lora_high={tmp_path / 'nowhere.safetensors'}") == 2
 
 
+@pytest.mark.slow
 def test_sample_renders_with_what_both_have_learned(
     run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,3 +299,14 @@ def test_sample_renders_with_what_both_have_learned(
     for file in (tmp_path / "out").glob("*.safetensors"):
         file.unlink()
     assert sample("checkpoint") == trained
+
+
+def test_both_experts_of_image_to_video(run: Run, tmp_path: Path) -> None:
+    save_tiny_image_model(tmp_path / "model", "2.2")
+    arguments = ("model_flavour=i2v-a14b-2.2", f"pretrained_model_name_or_path={tmp_path / 'model'}")
+    arguments = (*arguments, "max_train_steps=4", "expert_share=0.5", "expert_run_steps=1", "idle_expert=disk")
+    assert run("out", *arguments, f"cache_dir={tmp_path / 'cache'}") == 0
+    for role in COUNTS:
+        assert any(value.any() for key, value in lora(tmp_path / "out", role).items() if "lora_B" in key)
+    sides = [(record["role"], record["timestep"] >= 900) for record in records(tmp_path / "out", "metric")]
+    assert len(sides) == 4 and all((role == "high") == above for role, above in sides)
