@@ -200,7 +200,6 @@ class Placements:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
         self._placed: dict[str, Placement] = {}
-        self.changes = 0
 
     def add(self, name: str, placement: Placement) -> None:
         """`name`, which is on the device now, may be moved off it."""
@@ -215,7 +214,6 @@ class Placements:
         """Have `name` on the device, and off it all others that may be moved."""
         if not self._is_parked(name):
             return
-        self.changes += 1
         self.park_all()
         self._placed[name].fetch()
 
