@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import save_tiny_image_model, save_tiny_model
 
-from simplewan.app import idle
+from simplewan.app import idle, roles
 from simplewan.app.hooks import SaveHook
 from simplewan.app.idle import IdleExperts
 from simplewan.app.rendering import Turns
@@ -102,6 +102,25 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def watch_where_experts_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail when an expert computes that is not on the device: on a CPU it would not be noticed."""
+    owners: dict[int, tuple[IdleExperts, str]] = {}
+    take_in, call = IdleExperts.take_in, roles.WanForward.__call__
+
+    def taking_in(self: IdleExperts, expert: roles.Expert, *rest: Any, **how: Any) -> None:
+        owners[id(expert.transformer)] = (self, expert.name)
+        take_in(self, expert, *rest, **how)
+
+    def calling(self: Any, *arguments: Any, **how: Any) -> torch.Tensor:
+        experts, name = owners[id(self.transformer)]
+        assert name in experts.on_device
+        return call(self, *arguments, **how)
+
+    monkeypatch.setattr(IdleExperts, "take_in", taking_in)
+    monkeypatch.setattr(roles.WanForward, "__call__", calling)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_each_expert_ends_as_if_it_were_alone_wherever_the_other_waits(
     kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +136,7 @@ def test_each_expert_ends_as_if_it_were_alone_wherever_the_other_waits(
     fetched: list[Placement] = []
     fetch = Placement.fetch
     monkeypatch.setattr(Placement, "fetch", lambda self: (fetched.append(self), fetch(self))[1])
+    watch_where_experts_compute(monkeypatch)
     for waiting in ("stay", "cpu", "disk"):
         fetched.clear()
         # In memory even here, where that is where the expert computes.
