@@ -103,7 +103,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     checkpoints.rotate(start)
     with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
         experts, roles = build_roles(context, prepared, idle, checkpoints=checkpoints, resume=resume)
-        draw_histogram(context, experts, prepared.fetch.gathered)
+        draw_histogram(context, experts, prepared.fetch.gathered, step=start)
         saving = SaveHook(
             context,
             checkpoints,
