@@ -14,6 +14,7 @@ from simplewan.app.export import export_loras, export_transformers
 from simplewan.app.idle import IdleExperts
 from simplewan.app.resume import mark_finished
 from simplewan.app.roles import Expert
+from simplewan.app.scaling import LossScales
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore
 from simplewan.errors import TrainingFailure
@@ -39,8 +40,9 @@ class SaveHook:
         saved: int,
         recorded: Recorded,
         idle: IdleExperts,
+        scales: LossScales,
     ) -> None:
-        self._context, self._checkpoints, self._idle = context, checkpoints, idle
+        self._context, self._checkpoints, self._idle, self._scales = context, checkpoints, idle, scales
         self._roles, self._experts = roles, experts
         self._planned = frozenset(planned)
         self._recorded = recorded
@@ -64,9 +66,7 @@ class SaveHook:
         parts = {name: state for role in self._roles.values() for name, state in role.states()}
         for name in self._roles:
             _refuse_not_finite(name, parts[f"{name}.weights"], step)
-        scaler = self._context.accelerator.scaler
-        if scaler is not None:
-            parts["scaler"] = scaler.state_dict()
+        parts |= self._scales.parts()
         parts["run"] = {"step": step} | ({"idle_expert": self._idle.place} if self._idle.place else {})
 
         def add_loras(folder: Path) -> None:

@@ -17,6 +17,7 @@ from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
 from simplewan.app.roles import Expert, load_expert, make_role
+from simplewan.app.scaling import LossScales
 from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
@@ -102,7 +103,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     forget_finished(output)
     checkpoints.rotate(start)
     with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
-        experts, roles = build_roles(context, prepared, idle, checkpoints=checkpoints, resume=resume)
+        scales = LossScales(context.accelerator.scaler, context.flavour.trained_experts)
+        experts, roles = build_roles(context, prepared, idle, scales, checkpoints=checkpoints, resume=resume)
         draw_histogram(context, experts, prepared.fetch.gathered, step=start)
         saving = SaveHook(
             context,
@@ -113,6 +115,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             saved=start,
             recorded=recorded,
             idle=idle,
+            scales=scales,
         )
         watching = watching_hooks(context, prepared, idle, experts=experts, recorded=recorded)
         hooks = [saving, *watching, FinishHook(context, experts=experts)]
@@ -179,13 +182,24 @@ def _run(
 
 
 def build_roles(
-    context: Context, prepared: Prepared, idle: IdleExperts, *, checkpoints: CheckpointStore, resume: Resume | None
+    context: Context,
+    prepared: Prepared,
+    idle: IdleExperts,
+    scales: LossScales,
+    *,
+    checkpoints: CheckpointStore,
+    resume: Resume | None,
 ) -> tuple[dict[str, Expert], dict[str, Role]]:
     """The trained experts and a role for each, put back to where the checkpoint left it; all but one are put away."""
     names = context.flavour.trained_experts
     first = prepared.turns.next(resume.taken(checkpoints) if resume else dict.fromkeys(names, 0))
     experts: dict[str, Expert] = {}
     roles: dict[str, Role] = {}
+
+    def activate(name: str) -> None:
+        idle.activate(name)
+        scales.activate(name)
+
     for name in sorted(names, key=lambda name: name == first):  # who trains first is loaded last, and stays
         context.check()
         context.emit(Stage("model", f"Loading {EXPERT_SUBFOLDER[name]}"))
@@ -197,11 +211,11 @@ def build_roles(
             fetch=prepared.fetch,
             total_steps=prepared.steps[name],
             state=position["sampler"] if position else None,
-            activate=partial(idle.activate, name),
+            activate=partial(activate, name),
         )
         if resume is not None:
             role.load_states(lambda part: checkpoints.read(resume.path, part))
         idle.take_in(expert, role, more_to_come=len(roles) < len(names))
-    if resume is not None and context.accelerator.scaler is not None:
-        context.accelerator.scaler.load_state_dict(dict(checkpoints.read(resume.path, "scaler")))
+    if resume is not None:
+        scales.load(partial(checkpoints.read, resume.path))
     return {name: experts[name] for name in names}, {name: roles[name] for name in names}
