@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ from safetensors.torch import load_file
 from tiny import save_tiny_image_model, save_tiny_model
 
 from simplewan.app import idle, roles
+from simplewan.app.drawing import longest, step_limits
 from simplewan.app.hooks import SaveHook
 from simplewan.app.idle import IdleExperts
 from simplewan.app.rendering import Turns
 from simplewan.cli import main
 from simplewan.mini.clips import write_dataset
 from simplewan.models.placement import Placement
+from simplewan.plan import TrainingTurns
 
 BOTH = "model_flavour=t2v-a14b-2.2"
 # 13 steps in runs of 2 at a share of 0.4: high takes 5, low 8.
@@ -330,3 +333,17 @@ def test_both_experts_of_image_to_video(run: Run, tmp_path: Path) -> None:
         assert any(value.any() for key, value in lora(tmp_path / "out", role).items() if "lora_B" in key)
     sides = [(record["role"], record["timestep"] >= 900) for record in records(tmp_path / "out", "metric")]
     assert len(sides) == 4 and all((role == "high") == above for role, above in sides)
+
+
+def test_the_limits_of_the_experts_count_what_they_have_taken() -> None:
+    def limits(turns: TrainingTurns, steps: int, taken: dict[str, int] | None = None) -> dict[str, int | None]:
+        options = SimpleNamespace(run=SimpleNamespace(max_train_steps=steps))
+        return step_limits(SimpleNamespace(options=options), turns, taken)  # type: ignore[arg-type]
+
+    both = ("high", "low")
+    assert limits(TrainingTurns(both, share=0.5), 10) == {"high": 5, "low": 5}
+    assert limits(TrainingTurns(both, share=0.5), 10, {"high": 0, "low": 8}) == {"high": 2, "low": 8}
+    assert limits(TrainingTurns(both, share=0.01), 10) == {"high": 1, "low": 10}  # never 0, which is no limit
+    assert limits(TrainingTurns(both, budgets={"low": 3}), 0) == {"high": None, "low": 3}
+    assert limits(TrainingTurns(both, budgets={"high": 4, "low": 3}), 0) == {"high": 4, "low": 3}
+    assert longest({"high": 4, "low": None}) == "low" and longest({"high": 4, "low": 3}) == "high"

@@ -93,11 +93,14 @@ def turns_of(loaded: Loaded, natural_share: Callable[[], float] = lambda: 0.5) -
     )
 
 
-def step_limits(loaded: Loaded, turns: TrainingTurns) -> dict[str, int | None]:
-    """The last step of each role, None where there is no limit. A role that takes no step counts as if it took one."""
-    most = [limit for limit in (loaded.options.run.max_train_steps, turns.most_steps()) if limit]
+def step_limits(loaded: Loaded, turns: TrainingTurns, taken: Mapping[str, int] | None = None) -> dict[str, int | None]:
+    """The last step of each role, None where there is no limit; `taken` are those that each has taken already.
+
+    A role that takes no step counts as if it took one.
+    """
+    most = [limit for limit in (loaded.options.run.max_train_steps, turns.most_steps(taken)) if limit]
     if most:
-        return {name: max(1, steps) for name, steps in turns.until(min(most)).items()}
+        return {name: max(1, steps) for name, steps in turns.until(min(most), taken).items()}
     return {name: turns.budgets.get(name) for name in turns.experts}
 
 

@@ -40,7 +40,7 @@ def prepare(context: Context, taken: Mapping[str, int] | None = None) -> Prepare
     `taken` are the steps that each role has taken already.
     """
     gathered, render = gather(context), _render_settings(context)
-    drawn = look_ahead(context, gathered)
+    drawn = look_ahead(context, gathered, taken)
     tell_undrawn(context, gathered, drawn.sampler)
     tell_copies(context, gathered)
     stores = Stores(context, gathered)
@@ -55,7 +55,7 @@ def prepare(context: Context, taken: Mapping[str, int] | None = None) -> Prepare
     )
     sampler = drawn.sampler
     if caches.failed:
-        sampler = _samplers(context, gathered, drawn.turns, failed=caches.failed)[drawn.role]
+        sampler = _samplers(context, gathered, drawn.limits, failed=caches.failed)[drawn.role]
         for pruned in set(map(str, sampler.pruned)) - set(map(str, drawn.sampler.pruned)):
             context.say(pruned, warning=True)
     plan = make_plan(context, sampler, drawn.turns, validates=render is not None, taken=taken)
@@ -66,7 +66,7 @@ def prepare(context: Context, taken: Mapping[str, int] | None = None) -> Prepare
 class Drawn:
     """What a run draws from and measures, so that nothing else is encoded; the epochs that it may look at.
 
-    `sampler` is that of `role`, which takes most steps.
+    `sampler` is that of `role`, which takes most steps; `limits` are the last steps of all.
     """
 
     gathered: Gathered
@@ -74,25 +74,26 @@ class Drawn:
     sampler: Sampler
     epochs: int
     turns: TrainingTurns
+    limits: dict[str, int | None]
 
 
-def look_ahead(context: Context, gathered: Gathered) -> Drawn:
-    """What a run will need. Raises UserError when there is too little, before anything is encoded."""
+def look_ahead(context: Context, gathered: Gathered, taken: Mapping[str, int] | None = None) -> Drawn:
+    """What a run will need, after each role has `taken` some steps. Raises UserError when there is too little, before
+    anything is encoded."""
     turns = turns_of(context.loaded, partial(natural_share, context, gathered))
-    limits = step_limits(context.loaded, turns)
+    limits = step_limits(context.loaded, turns, taken)
     role = longest(limits)
-    sampler = _samplers(context, gathered, turns)[role]
-    plan, data = make_plan(context, sampler, turns, validates=False), context.options.data
+    sampler = _samplers(context, gathered, limits)[role]
+    plan, data = make_plan(context, sampler, turns, validates=False, taken=taken), context.options.data
     ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
     names = drawn_names(context.loaded, gathered, sampler, max_steps=limits[role])
-    return Drawn(gathered.only(names), role, sampler, math.ceil(plan.epochs) + 1 + ahead, turns)
+    return Drawn(gathered.only(names), role, sampler, math.ceil(plan.epochs) + 1 + ahead, turns, limits)
 
 
 def _samplers(
-    context: Context, gathered: Gathered, turns: TrainingTurns, failed: Collection[str] = ()
+    context: Context, gathered: Gathered, limits: Mapping[str, int | None], failed: Collection[str] = ()
 ) -> dict[str, Sampler]:
     """The sampler of each role. Raises UserError when there is too little for one of them."""
-    limits = step_limits(context.loaded, turns)
     return {
         name: make_sampler(context.loaded, gathered, name, max_steps=limits[name], failed=failed) for name in limits
     }
