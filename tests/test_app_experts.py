@@ -116,7 +116,7 @@ def watch_where_experts_compute(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def calling(self: Any, *arguments: Any, **how: Any) -> torch.Tensor:
         experts, name = owners[id(self.transformer)]
-        assert name in experts.on_device
+        assert name in experts._placements.on_device
         return call(self, *arguments, **how)
 
     monkeypatch.setattr(IdleExperts, "take_in", taking_in)

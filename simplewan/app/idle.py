@@ -46,11 +46,6 @@ class IdleExperts:
     def __exit__(self, *_ending: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @property
-    def on_device(self) -> frozenset[str]:
-        """The experts that can compute now."""
-        return self._placements.on_device
-
     def activate(self, name: str) -> None:
         """Have this expert on the device. Raises TrainingFailure when there is no room for the other."""
         with _room_is_needed():
