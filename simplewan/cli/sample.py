@@ -53,7 +53,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if not prompts and not _has_prompts(loaded):
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
         raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
-    from simplewan.models.wan.sources import check_files
+    from simplewan.models.wan.checking import check_files
 
     if not placeholders:  # the model of an example may have to be made first
         # Which transformers are needed is known when it is known what was trained.

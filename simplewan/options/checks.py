@@ -7,39 +7,65 @@ for what is to come; none of them changes a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from simplewan.flavours import ALIASES, DEFAULT_FLAVOUR, FLAVOURS, Flavour, find_flavour
+from simplewan.errors import Problem
+from simplewan.flavours import ALIASES, FLAVOURS, Flavour, find_flavour, of_repository, unsupported
 from simplewan.options.catalogue import Options
+from simplewan.options.inference import BASE, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
 
 
-def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str, findings: Findings) -> Flavour | None:
-    """The flavour by name, else by the base model's repository, else the default one."""
-    name, base = options.model.model_flavour, options.model.pretrained_model_name_or_path
-    where = found["model_flavour"].where if "model_flavour" in found else config
-    by_base = [row for row in FLAVOURS.values() if row.repository and row.repository == base]
+def choose_flavour(
+    options: Options, found: Mapping[str, Given], *, config: str, paths: Paths, findings: Findings
+) -> Flavour | None:
+    """The flavour by name, else the one that the named model tells, which is announced."""
+    name = options.model.model_flavour
     if name is None or name.lower() == "none":
-        flavour = by_base[0] if by_base else FLAVOURS[DEFAULT_FLAVOUR]
-    else:
-        try:
-            flavour = find_flavour(name)
-        except KeyError:
-            meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
-            known = f"known: {', '.join(FLAVOURS)}"
-            fix = f'did you mean "{meant}"? {known}' if meant else known
-            findings.problem(where, "is not a flavour of Wan", key="model_flavour", value=name, fix=fix)
-            return None
-        if by_base and flavour not in by_base:
-            findings.problem(
-                found["pretrained_model_name_or_path"].where,
-                f"is another model than model_flavour {flavour.name}",
-                key="pretrained_model_name_or_path",
-                value=base,
-                fix="leave it out (the flavour's repository is taken), or change model_flavour",
-            )
+        return _inferred(options, found, config=config, paths=paths, findings=findings)
+    try:
+        flavour = find_flavour(name)
+    except KeyError:
+        message, fix = _unknown_flavour(name)
+        findings.problem(found["model_flavour"].where, message, key="model_flavour", value=name, fix=fix)
+        return None
+    base = options.model.pretrained_model_name_or_path
+    rows = of_repository(base) if base else ()
+    if base and not paths(Path(base)).exists() and (what := unsupported(base)) is not None:
+        findings.problem(found[BASE].where, f"is {what}, which is not trained here", key=BASE, value=base)
+    elif rows and flavour not in rows:
+        findings.problem(
+            found[BASE].where,
+            f"is another model than model_flavour {flavour.name}",
+            key=BASE,
+            value=base,
+            fix="leave it out (the flavour's repository is taken), or change model_flavour",
+        )
     return flavour
+
+
+def _unknown_flavour(name: str) -> tuple[str, str]:
+    """What is wrong with a name that no flavour has, and the fix."""
+    known = f"known: {', '.join(FLAVOURS)}"
+    if (what := unsupported(name)) is not None:
+        return f"is {what}, which is not trained here", known
+    meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
+    return "is not a flavour of Wan", f'did you mean "{meant}"? {known}' if meant else known
+
+
+def _inferred(
+    options: Options, found: Mapping[str, Given], *, config: str, paths: Paths, findings: Findings
+) -> Flavour | None:
+    result = infer_flavour(options.model, paths)
+    if isinstance(result, Problem):
+        where = found[result.where].where if result.where in found else config
+        findings.problems.append(replace(result, where=where))
+        return None
+    if result.source is not None:
+        findings.inform(result.announcement)
+    return result.flavour
 
 
 def check_options(

@@ -196,6 +196,7 @@ _MUSUBI = {
     "batch_size": "train_batch_size",
     "blocks_to_swap": "enable_group_offload",
     "cache_directory": "cache_dir",
+    "clip": "pretrained_image_encoder_model_name_or_path",
     "dataset_config": "data_backend_config",
     "dit": "pretrained_transformer_2_model_name_or_path",
     "dit_high_noise": "pretrained_transformer_model_name_or_path",

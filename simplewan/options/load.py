@@ -76,7 +76,7 @@ def load(
     if training:
         entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     prompts = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
-    flavour = choose_flavour(options, found, config=name, findings=findings)
+    flavour = choose_flavour(options, found, config=name, paths=paths, findings=findings)
     check_datasets(options, entries, findings=findings)
     _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
