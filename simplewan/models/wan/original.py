@@ -24,6 +24,7 @@ from simplewan.models.wan.weights import Weights, open_weights
 from simplewan.recognition import (
     CLIP_HEAD_WIDTH,
     CLIP_PREFIXES,
+    DIFFUSERS,
     HEAD_WIDTH,
     TRANSFORMER,
     VAE,
@@ -74,7 +75,8 @@ def build_transformer(path: Path, dtype: torch.dtype, *, configs: Iterable[Mappi
         config = transformer_config(found, configs)
         with init_empty_weights():  # the rotary tables, which no file holds, are made as always
             transformer = WanTransformer3DModel.from_config(config)
-        names = {_diffusers_name(bare): whole for bare, whole in inside(dict.fromkeys(weights.names)).items()}
+        translate = str if found.naming == DIFFUSERS else _diffusers_name  # both have a norm2, not the same one
+        names = {translate(bare): whole for bare, whole in inside(dict.fromkeys(weights.names)).items()}
         kept = set(WanTransformer3DModel._keep_in_fp32_modules)
         ignored = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
         names = {name: whole for name, whole in names.items() if not any(word in name for word in ignored)}
@@ -106,7 +108,7 @@ def transformer_config(found: Found, configs: Iterable[Mapping[str, Any]]) -> di
 
 
 def _diffusers_name(name: str) -> str:
-    """diffusers' name of a transformer's tensor in either naming; unknown names stay, and are told by `_fill`."""
+    """diffusers' name of a transformer's tensor in the original naming; unknown ones stay, and are told by `_fill`."""
     try:
         return to_diffusers(name)
     except KeyError:
