@@ -141,7 +141,7 @@ def _vae_config_beside(file: Path) -> dict[str, Any]:
     config = read_config(file.parent)
     found = of_config(config)
     if found is None or found.kind != VAE:
-        raise ValueError("it is named as in diffusers, and the config.json that it needs is not beside it")
+        raise ValueError("it is named as in diffusers, and config.json, which it needs, is not beside it")
     return config
 
 

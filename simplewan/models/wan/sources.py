@@ -207,11 +207,13 @@ def _part_in(root: Path, place: Source) -> Path:
 def present_experts(model: ModelSource, flavour: Flavour) -> tuple[str, ...]:
     """The experts whose transformers the model has: what is local is looked for, a repository is taken to have all.
 
-    Where none is there, those that `flavour` trains, so that `check_files` says what is missing.
+    Where no base model is named and one expert is, the other is not fetched from the flavour's repository. Where none
+    is there, those that `flavour` trains, so that `check_files` says what is missing.
     """
-    present = tuple(
-        expert for expert in flavour.experts if _is_present(source(model, flavour, EXPERT_SUBFOLDER[expert]))
-    )
+    places = {expert: source(model, flavour, EXPERT_SUBFOLDER[expert]) for expert in flavour.experts}
+    if model.pretrained_model_name_or_path is None and not all(place.is_base for place in places.values()):
+        places = {expert: place for expert, place in places.items() if not place.is_base}
+    present = tuple(expert for expert, place in places.items() if _is_present(place))
     return present or flavour.trained_experts
 
 
