@@ -172,5 +172,5 @@ def test_loss_weights():
 def test_mse_is_per_sample_and_float32():
     prediction = torch.ones(2, 1, 1, 2, 2, dtype=torch.bfloat16)
     target = torch.stack([torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 3.0)])
-    errors = mse_per_sample(prediction, target, torch.tensor([1.0, 0.5]))
-    assert errors.dtype == torch.float32 and errors.tolist() == [1.0, 2.0]
+    errors = mse_per_sample(prediction, target)
+    assert errors.dtype == torch.float32 and errors.tolist() == [1.0, 4.0]

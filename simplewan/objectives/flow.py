@@ -100,10 +100,15 @@ def loss_weights(sigmas_B: Tensor, weighting: str) -> Tensor:
     raise ValueError(f"weighting {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
 
 
-def mse_per_sample(prediction_BCFHW: Tensor, target_BCFHW: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """The mean squared error of each sample, weighted: (B, C, F, H, W) -> (B,) float32, whatever the inputs' dtype."""
-    errors_B = (prediction_BCFHW.float() - target_BCFHW.float()).square().flatten(1).mean(dim=1)
-    return errors_B if weights_B is None else errors_B * weights_B.to(errors_B)
+def mse_per_sample(prediction_BCFHW: Tensor, target_BCFHW: Tensor, held_B: Tensor | None = None) -> Tensor:
+    """The mean squared error of each sample, (B, C, F, H, W) -> (B,) float32, whatever the inputs' dtype.
+
+    Of samples that are `held_B` (bool), whose latent frame 0 was given, it is that of the other frames.
+    """
+    squares = (prediction_BCFHW.float() - target_BCFHW.float()).square()
+    if held_B is None:
+        return squares.flatten(1).mean(dim=1)
+    return torch.where(held_B, squares[:, :, 1:].flatten(1).mean(dim=1), squares.flatten(1).mean(dim=1))
 
 
 def _per_sample(sigmas_B: Tensor, like_BCFHW: Tensor) -> Tensor:
