@@ -19,6 +19,7 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
 from simplewan.models.adapters import (
+    across_tasks,
     adapter_parameters,
     adapter_scale,
     adapter_state,
@@ -101,7 +102,9 @@ def load_expert(context: Context, name: str) -> Expert:
     else:
         add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
         if options.adapter.init_lora is not None:
-            start_from_lora(transformer, options.adapter.init_lora)
+            remark = start_from_lora(transformer, options.adapter.init_lora)
+            if remark is not None:
+                context.say(f"init_lora {options.adapter.init_lora}: {remark}", warning=True)
     transformer.to(context.device).train()
     recompute = "full" if options.model.gradient_checkpointing else "none"
     # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
@@ -160,9 +163,12 @@ def make_predict(context: Context, transformer: nn.Module, *, merge_padding: boo
     return predict
 
 
-def start_from_lora(transformer: nn.Module, path: Path) -> None:
-    """Put a LoRA file's weights into the adapter. Raises UserError when rank or targets differ."""
-    state, _ = read_lora(path)
+def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
+    """Put a LoRA file's weights into the adapter; returns what to say if it is of T2V and the base of I2V, or so.
+
+    Raises UserError when rank or targets differ.
+    """
+    state, remark = across_tasks(transformer, read_lora(path)[0])
     scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
     unfolded = {key: value / scale if ".lora_B." in key else value for key, value in state.items()}
     try:
@@ -170,6 +176,7 @@ def start_from_lora(transformer: nn.Module, path: Path) -> None:
     except ValueError as error:
         fix = "use the lora_rank and lora_targets that it was trained with"
         raise UserError(Problem("config", f"does not fit: {error}", "init_lora", str(path), fix)) from error
+    return remark
 
 
 def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:
