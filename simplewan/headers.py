@@ -45,8 +45,13 @@ def read_header(file: Path) -> Header | None:
     """The header of a weight file; None of one that cannot tell. Raises ValueError for a damaged file, OSError."""
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
-    if file.suffix in PICKLED and zipfile.is_zipfile(file):
+    if file.suffix not in PICKLED:
+        return None
+    if zipfile.is_zipfile(file):
         return _read_pickle(file)
+    with file.open("rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":  # a zip file's beginning, whose directory at the end is missing
+            raise ValueError(f"{file.name} is cut off, or damaged at its end")
     return None
 
 

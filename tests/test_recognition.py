@@ -153,6 +153,9 @@ def test_pickles_run_no_code_and_damaged_headers_are_errors(tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match="cut off"):
         read_header(file)
+    torch.save({"a": torch.zeros(100)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-100])
+    assert "cut.pth is cut off" in problem_with(tmp_path / "cut.pth", T2V, "vae")
     (tmp_path / "page.safetensors").write_bytes(b"<html>" + bytes(20))
     with pytest.raises(ValueError, match="no safetensors file"):
         read_header(tmp_path / "page.safetensors")

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from simplewan.errors import Problem
-from simplewan.flavours import ALIASES, FLAVOURS, Flavour, find_flavour, of_repository, unsupported
+from simplewan.flavours import ALIASES, FLAVOURS, HIGH, LOW, Flavour, find_flavour, of_repository, unsupported
 from simplewan.options.catalogue import Options
-from simplewan.options.inference import BASE, infer_flavour
+from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
+
+IMAGE_ENCODER_KEY = "pretrained_image_encoder_model_name_or_path"
 
 
 def choose_flavour(
@@ -82,6 +84,7 @@ def check_options(
     where = {key: given.where for key, given in found.items()}
     _check_files(options, found, paths, findings, training=training)
     _check_guidance(options, where, flavour, findings)
+    _check_parts(options, where, flavour, findings)
     if not training:
         return
     _check_length(options, where, config, findings)
@@ -92,6 +95,23 @@ def check_options(
         findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} trains all that the model has")
     if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
         findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
+
+
+def _check_parts(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:
+    """Parts of a model that are given, and that the flavour has no place for."""
+    if flavour is None:
+        return
+    second, image = options.model.pretrained_transformer_2_model_name_or_path, IMAGE_ENCODER_KEY
+    if second is not None and flavour.boundary is None:
+        findings.problem(
+            where[TRANSFORMER_KEYS[LOW]],
+            f"has no meaning: {flavour.name} has one transformer",
+            key=TRANSFORMER_KEYS[LOW],
+            value=second,
+            fix=f"name it with {TRANSFORMER_KEYS[HIGH]}, or choose the model_flavour of Wan 2.2",
+        )
+    if options.model.pretrained_image_encoder_model_name_or_path is not None and not flavour.clip_conditioning:
+        findings.inform(f"{where[image]}: {image} has no effect: {flavour.name} takes no image embeddings")
 
 
 def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:

@@ -198,7 +198,8 @@ _MUSUBI = {
     "cache_directory": "cache_dir",
     "clip": "pretrained_image_encoder_model_name_or_path",
     "dataset_config": "data_backend_config",
-    "dit": "pretrained_transformer_2_model_name_or_path",
+    "dit": "pretrained_transformer_2_model_name_or_path (low noise of Wan 2.2; of a model with one transformer "
+    "pretrained_transformer_model_name_or_path)",
     "dit_high_noise": "pretrained_transformer_model_name_or_path",
     "discrete_flow_shift": "flow_schedule_shift",
     "fp8_base": "base_model_precision",

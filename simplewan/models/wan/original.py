@@ -152,11 +152,10 @@ def build_text_encoder(file: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str
     # What transformers keeps in float32 where half precision would overflow.
     kept = set(UMT5EncoderModel._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
     with open_weights(file) as weights:
+        named = {_t5_name(name): name for name in weights.names if name not in _UNUSED}
         state = {
             ours: weights[name].to(torch.float32 if kept & set(ours.split(".")) else dtype)
-            for name in weights.names
-            if name not in _UNUSED
-            for ours in [_t5_name(name)]
+            for ours, name in named.items()
         }
     first = "encoder.block.0.layer"
     _require(state, "shared.weight", f"{first}.0.SelfAttention.q.weight", f"{first}.1.DenseReluDense.wi_0.weight")

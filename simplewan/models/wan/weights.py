@@ -81,7 +81,10 @@ def _same(value: Tensor) -> Tensor:
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a pickle, which stay in the file until they are used if it is a zip file."""
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except RuntimeError as error:  # torch's word for archives that are damaged, or older than weights_only
+        raise ValueError(str(error).splitlines()[0]) from error
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
