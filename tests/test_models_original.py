@@ -257,6 +257,12 @@ def test_names_of_the_second_vae() -> None:
     }
 
 
+def test_a_vae_with_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
+    save_file(original_vae(tiny_vae()) | {"encoder.extra.weight": torch.zeros(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(UserError, match=r"1 that Wan has not, encoder\.extra\.weight among them"):
+        load_vae(Model(pretrained_vae_model_name_or_path=str(tmp_path / "vae.safetensors")), MINI, torch.float32)
+
+
 def test_a_vae_file_in_diffusers_naming_needs_its_configuration(folder: Path, tmp_path: Path) -> None:
     file = next((folder / "vae").glob("*.safetensors"))
     equal(

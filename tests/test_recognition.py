@@ -261,6 +261,9 @@ def test_the_option_tells_the_expert_and_what_nothing_tells_is_asked(tmp_path: P
     for file in (named, image):
         problem = infer(**{high: file})
         assert isinstance(problem, Problem) and "set model_flavour to" in str(problem)
+    repository = "Wan-AI/Wan2.2-I2V-A14B"
+    assert inferred(**{low: repository}).flavour.name == "i2v-a14b-2.2-low"
+    assert inferred(**{high: repository, low: repository}).flavour.name == "i2v-a14b-2.2"
     assert inferred().source is None
 
 
