@@ -79,13 +79,18 @@ def make_objective(context: Context) -> SupervisedFlowMatching:
     return SupervisedFlowMatching(
         sampling=Sampling(
             flow.flow_sampling,
+            sigmoid_scale=flow.flow_sigmoid_scale,
             logit_mean=flow.flow_logit_mean,
             logit_std=flow.flow_logit_std,
             mode_scale=flow.flow_mode_scale,
+            beta_alpha=flow.flow_beta_schedule_alpha,
+            beta_beta=flow.flow_beta_schedule_beta,
         ),
         shift=training_shift(context),
         auto_shift=flow.flow_schedule_auto_shift,
         weighting=flow.flow_weighting,
+        num_buckets=flow.num_timestep_buckets,
+        seed=context.options.run.seed,
         patch=context.flavour.patch,
     )
 
@@ -193,8 +198,8 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     objective = make_objective(context)
     settings = options.optimizer
 
-    def loss(batch: Batch, generator: torch.Generator) -> Loss:
-        return objective.loss(expert, batch.to(context.device), generator)
+    def loss(batch: Batch, generator: torch.Generator, micro_batch: int) -> Loss:
+        return objective.loss(expert, batch.to(context.device), generator, micro_batch)
 
     return Role(
         name=expert.name,

@@ -44,12 +44,13 @@ def sample_sigmas(
     shift: float = 1.0,
     bounds: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator,
-    stratified: bool = False,
+    slices: Tensor | None = None,
+    num_slices: int = 1,
 ) -> Tensor:
     """`n` noise levels, (n,) float32 on the generator's device, never outside `bounds`.
 
-    `bounds` are sigmas after the shift. `stratified` draws one from each of n slices of equal probability, in random
-    order: the same distribution, less variance within a batch. Raises ValueError for bounds or a shift that make none.
+    `bounds` are sigmas after the shift. `slices` (n,) names for each draw the slice that it comes from, of `num_slices`
+    of equal probability. Raises ValueError for bounds or a shift that make none.
     """
     low, high = bounds
     if not 0 <= low <= high <= 1:
@@ -57,8 +58,8 @@ def sample_sigmas(
     if not shift > 0:
         raise ValueError(f"shift = {shift} is not above 0")
     p = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
-    if stratified:
-        p = (torch.randperm(n, generator=generator, device=generator.device) + p) / n
+    if slices is not None:
+        p = (slices.to(p.device) + p) / num_slices
     # 0 is a possible draw of rand; sigma = 0 has no noise and an infinite sigma_sqrt weight.
     p = p.clamp(min=2.0**-54)
     sigmas = truncated_quantile(sampling, p, unshift_sigma(low, shift), unshift_sigma(high, shift))

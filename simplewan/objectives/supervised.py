@@ -28,6 +28,7 @@ from simplewan.objectives.flow import (
     sample_sigmas,
     velocity_target,
 )
+from simplewan.objectives.strata import slices_of
 
 Predict = Callable[[Tensor, Tensor, Any], Tensor]
 """noisy latents (B, C, F, H, W) float32, timesteps (B,) or (B, F) float32 in 0..1000, the batch -> velocity.
@@ -89,13 +90,15 @@ class Loss:
 @dataclass(frozen=True)
 class SupervisedFlowMatching:
     """The objective of LoRA and full fine-tunes. With `auto_shift` the shift follows the batch's latent size and
-    `shift` is not used; `patch` is the edge of a token in latent pixels."""
+    `shift` is not used; `patch` is the edge of a token in latent pixels. With `num_buckets` the timesteps of a role are
+    stratified over its consecutive draws (strata.py), in an order that `seed` decides; 0 draws each by itself."""
 
     sampling: Sampling = field(default_factory=Sampling)
     shift: float = 1.0
     auto_shift: bool = False
     weighting: str = "none"
-    stratified: bool = False
+    num_buckets: int = 0
+    seed: int = 0
     patch: int = 2
 
     def roles_due(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
@@ -108,23 +111,35 @@ class SupervisedFlowMatching:
             return self.shift
         return resolution_shift((height // self.patch) * (width // self.patch))
 
-    def loss(self, role: RoleLike, batch: BatchLike, generator: torch.Generator) -> Loss:
+    def sigmas(self, role: RoleLike, n: int, *, shift: float, generator: torch.Generator, first: int) -> Tensor:
+        """The noise levels of the role's draws number `first` (from 0) to `first + n - 1`: (n,) float32 on the CPU."""
+        slices = None
+        if self.num_buckets:
+            slices = slices_of(first, n, num_slices=self.num_buckets, seed=self.seed, role=role.name)
+        return sample_sigmas(
+            n,
+            sampling=self.sampling,
+            shift=shift,
+            bounds=role.sigma_bounds,
+            generator=generator,
+            slices=slices,
+            num_slices=self.num_buckets,
+        )
+
+    def loss(self, role: RoleLike, batch: BatchLike, generator: torch.Generator, micro_batch: int = 0) -> Loss:
         """The weighted velocity loss of `role` on `batch`; `generator` is a CPU generator: sigmas first, then noise,
         then, where that is not certain, whose first frames are given.
+
+        `micro_batch` numbers the role's batches from 0. Its number and its size alone number its draws, so that nothing
+        has to be remembered: where batches differ in size, a cycle of strata may miss one, without any bias.
 
         On regularisation data the target is what the base model predicts for the same noisy latents (prior
         preservation by distillation), so that only what training changed is corrected.
         Metrics: "timestep", the mean of the batch in 0..1000, and "unweighted_loss" where weights act.
         """
         latents = batch.latents_BCFHW.float()
-        sigmas_B = sample_sigmas(
-            latents.shape[0],
-            sampling=self.sampling,
-            shift=self.shift_for(*latents.shape[-2:]),
-            bounds=role.sigma_bounds,
-            generator=generator,
-            stratified=self.stratified,
-        )
+        n, shift = len(latents), self.shift_for(*latents.shape[-2:])
+        sigmas_B = self.sigmas(role, n, shift=shift, generator=generator, first=micro_batch * n)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         teacher = role.base_predict if batch.is_regularisation else None
         assert teacher is not None or not batch.is_regularisation, "regularisation needs the base model"
