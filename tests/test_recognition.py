@@ -344,6 +344,9 @@ def test_another_time_embedding_names_the_option(tmp_path: Path) -> None:
     text = problem_with(write_header(tmp_path / "wan.safetensors", shapes), TI2V)
     assert "time_projection.1.weight has shape [3072, 3072], expected [18432, 3072]" in text
     assert "wan_force_2_1_time_embedding" in text
+    other = write_header(tmp_path / "other.safetensors", wan("1.3b") | {"blocks.0.modulation": (1, 3, 1536)})
+    assert "expected [1, 6, 1536]; take the published weights" in problem_with(other)
+    assert "wan_force" not in problem_with(other)  # nothing enters once a token there
 
 
 def test_a_tokenizer_that_is_nowhere_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

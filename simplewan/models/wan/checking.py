@@ -49,9 +49,11 @@ _NAMES = {
 }
 _READABLE = (None, "fp8", "fp8 scaled")
 _SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)")
-_TIME = (
-    "take the published weights; wan_force_2_1_time_embedding lets the time enter once a sample, as in Wan 2.1, "
-    "and is for checkpoints trained so, but does not change these shapes"
+_TIME = "take the published weights"
+# Only TI2V's time enters once a token, which is what the option is about.
+_TI2V_TIME = (
+    f"{_TIME}; wan_force_2_1_time_embedding is for checkpoints that were trained with one time a sample, as Wan 2.1 is, "
+    "whose shapes are the same"
 )
 
 
@@ -211,7 +213,8 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
     if found.kind == TRANSFORMER:
         problems += [problem(message) for message in _transformer_differences(found, flavour)]
         if found.misfit is not None:
-            problems.append(problem(f"has another time embedding: {found.misfit}", _TIME))
+            fix_of_time = _TI2V_TIME if flavour.holds_first_frame else _TIME
+            problems.append(problem(f"has another time embedding: {found.misfit}", fix_of_time))
         if (message := _wrong_expert(found, place, flavour)) is not None:
             problems.append(problem(message, f"{fix}; a file is known by its name"))
     latents = flavour.vae.latent_channels

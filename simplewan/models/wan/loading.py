@@ -25,7 +25,6 @@ from simplewan.models.wan.sources import (
     fingerprint,
     needs_image_embeds,
     part_path,
-    resolve_folder,
     source,
 )
 from simplewan.models.wan.tokens import make_tokenizer
@@ -42,7 +41,6 @@ __all__ = [
     "load_vae",
     "locate_transformer",
     "needs_image_embeds",
-    "resolve_folder",
     "size_remark",
     "text_encoder_fingerprint",
     "vae_fingerprint",

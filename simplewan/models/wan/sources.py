@@ -9,7 +9,6 @@ of which only the part's files are downloaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -136,15 +135,6 @@ def embeds_tokenizer(file: Path) -> bool:
     except ValueError:  # it is told where the file itself is looked at
         return False
     return header is not None and TOKENIZER_TENSOR in header.tensors
-
-
-def resolve_folder(name_or_path: str, patterns: Sequence[str], *, key: str, revision: str | None = None) -> Path:
-    """The local folder of a path or a hub repository, of which only files that match `patterns` are downloaded.
-
-    Raises UserError, naming the local alternative, when it cannot be had.
-    """
-    place = Source("", key, name_or_path, None, revision)
-    return _local(place) if place.is_local else download(name_or_path, patterns, key=key, revision=revision)
 
 
 def part_path(place: Source) -> Path:
