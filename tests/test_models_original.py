@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +34,13 @@ from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
 from simplewan.models.wan import hub
 from simplewan.models.wan.checking import check_files
-from simplewan.models.wan.loading import load_image_encoder, load_text_encoder, load_transformer, load_vae
+from simplewan.models.wan.loading import (
+    image_encoder_fingerprint,
+    load_image_encoder,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+)
 from simplewan.models.wan.vae_names import MEAN_22, STD_22, original_vae_name
 
 MINI, A14B, TI2V, I2V_21 = (
@@ -376,37 +385,62 @@ def test_pickles_with_code_are_not_run(tmp_path: Path) -> None:
 # repositories on a hub
 
 
-def test_only_what_is_needed_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fnmatch import fnmatch
-    from types import SimpleNamespace
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], list[str]]:
+    """Let every repository be this folder; returns the list of the files that are downloaded from then on."""
 
-    published, local = save_original_model(tmp_path / "published", "t2v-a14b"), tmp_path / "cache"
-    asked: list[str] = []
+    def put(published: Path) -> list[str]:
+        local, fetched = tmp_path / "cache", []
 
-    def download(repo_id: str, *, allow_patterns: list[str], dry_run: bool = False, **_keys: object) -> Any:
-        files = [file for file in published.rglob("*") if file.is_file()]
-        names = [str(file.relative_to(published)) for file in files]
-        wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)]
-        if dry_run:
-            return [SimpleNamespace(file_size=1, will_download=True) for _ in wanted]
-        for name in wanted:
-            (local / name).parent.mkdir(parents=True, exist_ok=True)
-            (local / name).write_bytes((published / name).read_bytes())
-        asked.extend(wanted)
-        return local
+        def download(repo_id: str, *, allow_patterns: list[str], dry_run: bool = False, **_keys: object) -> Any:
+            files = [file for file in published.rglob("*") if file.is_file()]
+            names = [str(file.relative_to(published)) for file in files]
+            wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)]
+            if dry_run:
+                return [SimpleNamespace(file_size=1, will_download=True) for _ in wanted]
+            for name in wanted:
+                (local / name).parent.mkdir(parents=True, exist_ok=True)
+                (local / name).write_bytes((published / name).read_bytes())
+            fetched.extend(wanted)
+            local.mkdir(exist_ok=True)
+            return local
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        return fetched
+
+    return put
+
+
+def test_only_what_is_needed_is_downloaded(publish: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    published = save_original_model(tmp_path / "published", "t2v-a14b")
+    fetched = publish(published)
     model = Model("Wan-AI/Wan2.2-T2V-A14B")
     check_files(model, A14B)
-    assert all(name.endswith("config.json") for name in asked)
+    assert all(name.endswith("config.json") for name in fetched)
     load_vae(model, A14B, torch.float32)
-    assert "Wan2.1_VAE.pth" in asked
+    assert "Wan2.1_VAE.pth" in fetched
     load_transformer(model, A14B, "low", torch.float32)
     load_text_encoder(model, A14B, torch.float32)
-    assert not any(name.startswith("high_noise_model/diffusion") for name in asked)
+    assert not any(name.startswith("high_noise_model/diffusion") for name in fetched)
     (published / "low_noise_model/config.json").write_text(json.dumps({"dim": 1536, "num_layers": 30, "in_dim": 16}))
     with pytest.raises(UserError, match="is another size of Wan"):
         check_files(model, A14B)
+
+
+def test_repositories_without_subfolders_and_in_the_other_layout(
+    publish: Callable[[Path], list[str]], folder: Path, tmp_path: Path
+) -> None:
+    fetched = publish(save_original_model(tmp_path / "published", "i2v-2.1"))
+    model = Model("Wan-AI/Wan2.1-I2V-14B-480P")
+    check_files(model, I2V_21)
+    assert image_encoder_fingerprint(model, I2V_21)
+    assert load_image_encoder(model, I2V_21, torch.float32)[1].config.hidden_size == CLIP_WIDTH
+    assert not any(name.startswith(("diffusion_", "Wan2.1_VAE")) for name in fetched)
+    load_transformer(model, I2V_21, "high", torch.float32)
+    shutil.rmtree(tmp_path / "cache")
+    fetched = publish(folder)
+    load_transformer(Model("Wan-AI/Wan2.2-T2V-A14B-Diffusers"), A14B, "low", torch.float32)
+    assert not any(name.startswith(("transformer/diffusion", "vae/", "text_encoder/")) for name in fetched)
 
 
 def test_a_mistyped_repository_is_answered_with_the_one_that_was_meant() -> None:

@@ -52,8 +52,8 @@ _SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)")
 _TIME = "take the published weights"
 # Only TI2V's time enters once a token, which is what the option is about.
 _TI2V_TIME = (
-    f"{_TIME}; wan_force_2_1_time_embedding is for checkpoints that were trained with one time a sample, as Wan 2.1 is, "
-    "whose shapes are the same"
+    f"{_TIME}; wan_force_2_1_time_embedding is for checkpoints that were trained with one time a sample, as Wan 2.1 "
+    "is, whose shapes are the same"
 )
 
 

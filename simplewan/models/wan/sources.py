@@ -30,7 +30,7 @@ _ORIGINAL_FILES = {
     "text_encoder": ("models_t5_*",),
     "tokenizer": ("google/umt5-xxl/*",),
     "image_encoder": ("models_clip_*",),
-    "image_processor": (),
+    "image_processor": ("models_clip_*",),  # it is CLIP's own, and has no file
 }
 _TOP_WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json")
 _OTHER_PLACES = {
