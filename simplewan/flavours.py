@@ -88,6 +88,11 @@ class Flavour:
         return (self.stage,) if self.stage else self.experts
 
     @property
+    def trains_both(self) -> bool:
+        """Whether both experts are trained in one run."""
+        return len(self.trained_experts) > 1
+
+    @property
     def other_stage(self) -> str | None:
         """The expert that is not trained; None where all are."""
         return next((expert for expert in self.experts if expert not in self.trained_experts), None)

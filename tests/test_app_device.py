@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from simplewan.app.device import make_accelerator, memory_text
+from simplewan.app.device import free_memory, make_accelerator, memory_text
 from simplewan.events import Event, Notice, silent
 from simplewan.options.catalogue import Options, group_models
 from simplewan.options.groups.optimizer import OptimizerOptions
@@ -57,3 +58,14 @@ def test_the_memory_in_use_is_shown_where_there_is_cuda(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(11.25 * 2**30))
     text = memory_text()
     assert text is not None and text() == "11.2 GiB"
+
+
+def test_free_memory_is_that_of_the_container(tmp_path: Path) -> None:
+    free, total = free_memory(tmp_path)  # no container
+    assert 0 < free <= total
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 1500000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path)[1] == total
+    (tmp_path / "memory.max").write_text("4000000\n")
+    assert free_memory(tmp_path) == (2500000, 4000000)

@@ -54,7 +54,10 @@ def outcome(folder: Path) -> dict[str, object]:
     """Everything of a finished run that must not depend on where it was stopped."""
     measured = [(record["step"], record["role"], record["loss"]) for record in records(folder, "eval_loss")]
     return {
-        "weights": hashlib.sha256((folder / "pytorch_lora_weights_low_noise.safetensors").read_bytes()).hexdigest(),
+        "weights": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.glob("pytorch_lora_weights_*.safetensors")
+        },
         "losses": [(record["step"], record["loss"], record["grad_norm"]) for record in records(folder, "metric")],
         "fixed samples": measured,
         "clips": sorted((record["step"], record["name"]) for record in records(folder, "validation")),
@@ -102,6 +105,28 @@ def test_a_killed_save_leaves_whole_checkpoints_alone(point: Point, newest: int,
     assert not list(tmp_path.glob(".*"))
     checkpoints.rotate(newest)
     assert checkpoints.steps() == [newest - 1, newest]
+
+
+BOTH_POINTS = (
+    Point("simplewan.models.placement:FileBlocks.__call__", call=1),
+    Point("simplewan.models.placement:Shelf.park", call=5),  # with one of its two shelves written
+    Point("simplewan.models.placement:Placement.park", call=2, after=True),
+    Point("simplewan.models.placement:Shelf.fetch", call=2),
+    Point("simplewan.checkpoints.store:write_part", match="low.optimizer"),
+    Point("simplewan.objectives.supervised:SupervisedFlowMatching.loss", call=3),
+    Point("simplewan.app.hooks:FinishHook.at_end"),
+)
+
+
+@pytest.mark.slow
+def test_two_experts_that_are_killed_anywhere_end_as_if_they_never_were(run: Train, tmp_path: Path) -> None:
+    arguments = (*QUIET, "model_flavour=t2v-mini", "max_train_steps=12", "expert_share=0.5", "expert_run_steps=2")
+    arguments = (*arguments, "idle_expert=disk", "checkpoint_step_interval=1", "lora_rank_high=4", "train_batch_size=2")
+    assert run("straight", *arguments) == 0
+    for point in BOTH_POINTS:
+        assert run("killed", *arguments, point=point) == KILLED, point
+    assert run("killed", *arguments) == 0
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "straight")
 
 
 @pytest.mark.slow

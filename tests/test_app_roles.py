@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from simplewan.app.roles import optimizer_settings
+from simplewan.flavours import find_flavour
 from simplewan.options.groups.optimizer import OptimizerOptions
 
 
@@ -21,5 +22,6 @@ from simplewan.options.groups.optimizer import OptimizerOptions
     ],
 )
 def test_each_beta_acts_alone(given: dict[str, object], betas: tuple[float, float]) -> None:
-    context = SimpleNamespace(options=SimpleNamespace(optimizer=OptimizerOptions(**given)))
-    assert optimizer_settings(context).betas == betas  # type: ignore[arg-type]
+    options = SimpleNamespace(optimizer=OptimizerOptions(**given))
+    context = SimpleNamespace(options=options, flavour=find_flavour("t2v-mini-low"))
+    assert optimizer_settings(context, "low").betas == betas  # type: ignore[arg-type]

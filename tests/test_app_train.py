@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -409,7 +409,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=3)
         return accelerator
 
-    monkeypatch.setattr(sys.modules["simplewan.app.train"], "make_accelerator", make_scaled)
+    monkeypatch.setattr(importlib.import_module("simplewan.app.train"), "make_accelerator", make_scaled)
 
 
 @pytest.mark.slow
@@ -425,3 +425,21 @@ def test_half_precision_skips_what_overflows_and_resumes_to_the_same_bits(
         assert run("parted", *half) == 130
     assert run("parted", *half) == 0
     assert weights(tmp_path / "parted") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_in_half_precision_too_an_expert_is_trained_as_if_alone(scaled: None, run: Run, tmp_path: Path) -> None:
+    both = ("model_flavour=t2v-mini", "max_train_steps=24", "expert_share=0.5", "expert_run_steps=2")
+    both = (*QUIET, *both, "mixed_precision=fp16", "train_batch_size=2", "idle_expert=disk")
+    assert run("alone", *both, "model_flavour=t2v-mini-low", "max_train_steps=12") == 0
+    assert run("both", *both, "max_train_steps=14") == 0
+    assert run("both", *both) == 0
+    one, other = (
+        load_file(tmp_path / name / "pytorch_lora_weights_low_noise.safetensors") for name in ("both", "alone")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    alone, low = (
+        json.loads((tmp_path / name).read_text())["scale"]
+        for name in ("alone/checkpoint-12/scaler.json", "both/checkpoint-24/low.scaler.json")
+    )
+    assert alone == low < 2.0**30

@@ -96,12 +96,6 @@ def test_auto_shift_follows_the_token_grid():
     assert SupervisedFlowMatching(shift=5.0).shift_for(60, 104) == 5.0
 
 
-def test_roles_take_turns():
-    objective = SupervisedFlowMatching()
-    assert [objective.roles_due(step, ["high", "low"]) for step in (1, 2, 3)] == [("high",), ("low",), ("high",)]
-    assert objective.roles_due(7, ["high"]) == ("high",)
-
-
 def test_eval_loss_is_fixed_and_falls_when_the_network_is_better(batch):
     bands = timestep_bands(4)
     assert bands == {"0-250": 125.0, "250-500": 375.0, "500-750": 625.0, "750-1000": 875.0}

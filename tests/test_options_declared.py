@@ -14,7 +14,7 @@ import pytest
 from simplewan.options import changed_keys, load
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
 from simplewan.options.datasets import NESTED, DatasetOptions
-from simplewan.options.declare import is_on, members
+from simplewan.options.declare import FACTS, is_on, members
 from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
 from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, MUSUBI_DATASET, RENAMED, SWITCHES
@@ -70,13 +70,14 @@ def test_none_is_a_default_wherever_it_is_a_value() -> None:
 def test_conditions_name_options_and_their_choices() -> None:
     for among in (catalogue(), dataset_catalogue()):
         for key, declared in among.items():
-            if not declared.applies:
-                continue
-            switch, _, wanted = declared.applies.partition("=")
-            parent = among.get(switch) or among.get(f"video.{switch}")
-            assert parent is not None, key
-            for value in wanted.split("|") if wanted else ():
-                assert value in (*parent.choices, *parent.later_choices), (key, value)
+            for switch, wanted in declared.conditions:
+                if switch in FACTS:
+                    assert not wanted
+                    continue
+                parent = among.get(switch) or among.get(f"video.{switch}")
+                assert parent is not None, key
+                for value in wanted:
+                    assert value in (*parent.choices, *parent.later_choices), (key, value)
 
 
 def test_what_depends_on_what_is_to_come_is_to_come() -> None:
@@ -111,7 +112,13 @@ def test_the_room_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json.example", "multidatabackend.json.example", "user_prompt_library.json.example"]
+    "name",
+    [
+        "config.json.example",
+        "both-experts.json.example",
+        "multidatabackend.json.example",
+        "user_prompt_library.json.example",
+    ],
 )
 def test_the_example_files_load(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((ROOT / "config" / name).read_text(encoding="utf-8"))
@@ -120,8 +127,9 @@ def test_the_example_files_load(tmp_path: Path, name: str, monkeypatch: pytest.M
     for path in (ROOT / "config").glob("*.example"):
         (tmp_path / "config" / path.name.removesuffix(".example")).write_bytes(path.read_bytes())
     (tmp_path / "datasets" / "my-videos").mkdir(parents=True)
-    loaded = load(tmp_path / "config" / "config.json", [], environ={})
-    assert loaded.later == []
+    config = name if "datab" not in name and "library" not in name else "config.json"
+    loaded = load(tmp_path / "config" / config.removesuffix(".example"), [], environ={})
+    assert loaded.later == [] and not [notice for notice in loaded.notices if "not read" in notice.message]
     assert len(loaded.prompts) == 15
     assert sum("<token>" in prompt for prompt in loaded.prompts.values()) >= 10
     assert not [notice for notice in loaded.notices if notice.severity == "warning"]

@@ -18,7 +18,6 @@ def plan(**changes: object) -> RunPlan:
         "ignore_final_epochs": False,
         "micro_batches_in_epochs": lambda epochs: 7 * epochs,
         "accumulation": 2,
-        "roles": 1,
         "checkpoint_step_interval": 0,
         "checkpoint_epoch_interval": 0,
         "validation_step_interval": 0,
@@ -37,8 +36,11 @@ def test_steps_and_epochs() -> None:
         plan(max_train_steps=0)
 
 
-def test_two_roles_share_the_steps() -> None:
-    assert plan(max_train_steps=0, num_train_epochs=2, roles=2, accumulation=1).total_steps == 28
+def test_the_budgets_of_the_experts_end_a_run() -> None:
+    assert plan(budget_steps=4).total_steps == 4
+    assert plan(budget_steps=12).total_steps == 10
+    assert plan(max_train_steps=0, budget_steps=12).total_steps == 12
+    assert plan(max_train_steps=0, num_train_epochs=3, budget_steps=12).total_steps == 10
 
 
 def test_what_happens_when() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simplewan.app.drawing import make_sampler, sample_refs
+from simplewan.app.drawing import longest, make_sampler, sample_refs, step_limits, turns_of
 from simplewan.app.gathering import SCANNED, Gathered, index_folder, scan_entry
 from simplewan.batches.sizes import prune
 from simplewan.data.atomic import atomic_path
@@ -140,7 +140,8 @@ def _batches(
     findings = [Finding("small buckets", holds, advice, "small bucket", marks)] if marks else []
     try:
         if gathered.training:
-            make_sampler(loaded, gathered, loaded.flavour.trained_experts[0])
+            limits = step_limits(loaded, turns_of(loaded))  # an even share will do here, and needs no torch
+            make_sampler(loaded, gathered, name := longest(limits), max_steps=limits[name])
     except UserError as error:
         return findings, [str(problem) for problem in error.problems]
     return findings, []

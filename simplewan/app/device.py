@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +46,21 @@ def memory_text() -> Callable[[], str] | None:
     if not torch.cuda.is_available():
         return None
     return lambda: f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """Bytes of the machine's memory that are free, and all there are; in a container, those of the container."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    try:
+        limit = int((cgroup / "memory.max").read_text())  # "max", where there is no limit
+        held = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        held -= int(stat["inactive_file"])  # of files that were read: given back when it is needed
+    except (OSError, ValueError, KeyError):
+        return machine.available, machine.total
+    return min(machine.available, max(limit - held, 0)), min(machine.total, limit)
 
 
 def release_memory() -> None:

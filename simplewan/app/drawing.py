@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -13,16 +14,22 @@ from simplewan.batches.sizes import SampleRef, unmatched
 from simplewan.batches.windows import Window
 from simplewan.data.samples import Sample
 from simplewan.options import DatasetOptions, Loaded
+from simplewan.options.experts import budgets_of
+from simplewan.plan import TrainingTurns
 
 # After the name of the shape: such samples share no batch with others, since their target is another.
 REGULARISATION = " regularisation"
 
 
-def make_sampler(loaded: Loaded, gathered: Gathered, role: str, *, failed: Collection[str] = ()) -> Sampler:
-    """The sampler of a role, over all samples but those that `failed`. Raises UserError when too little is left."""
+def make_sampler(
+    loaded: Loaded, gathered: Gathered, role: str, *, max_steps: int | None, failed: Collection[str] = ()
+) -> Sampler:
+    """The sampler of a role, over all samples but those that `failed`. Raises UserError when too little is left.
+
+    `max_steps` is the role's last step, None where there is no limit (see `step_limits`).
+    """
     options = loaded.options
     usable = [sample for sample in gathered.training if sample.id not in failed]
-    max_steps, max_epochs = _limits(loaded)
     return Sampler(
         sample_refs(loaded, gathered, usable),
         options.data.train_batch_size,
@@ -33,7 +40,7 @@ def make_sampler(loaded: Loaded, gathered: Gathered, role: str, *, failed: Colle
         caption_dropout_probability=options.data.caption_dropout_probability,
         keep_small_buckets=options.data.disable_bucket_pruning,
         max_steps=max_steps,
-        max_epochs=max_epochs,
+        max_epochs=_last_epoch(loaded),
         reweigh=_weights(loaded, gathered, usable),
         where=str(options.data.data_backend_config),
     )
@@ -52,9 +59,12 @@ def sample_refs(loaded: Loaded, gathered: Gathered, usable: Sequence[Sample]) ->
     ]
 
 
-def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler) -> set[str]:
-    """The samples (ids) that a run draws or measures: not those of datasets or buckets that it never comes to."""
-    max_steps, max_epochs = _limits(loaded)
+def drawn_names(loaded: Loaded, gathered: Gathered, sampler: Sampler, *, max_steps: int | None) -> set[str]:
+    """The samples (ids) that a run draws or measures: not those of datasets or buckets that it never comes to.
+
+    `max_steps` is the last step of the role that takes most.
+    """
+    max_epochs = _last_epoch(loaded)
 
     def comes(ref: SampleRef) -> bool:
         late = (max_steps and ref.window.start_step > max_steps) or (max_epochs and ref.window.start_epoch > max_epochs)
@@ -71,11 +81,38 @@ def unused_sizes(loaded: Loaded, gathered: Gathered) -> list[str]:
     return unmatched(loaded.options.data.bucket_batch_sizes or {}, {sample.bucket for sample in gathered.training})
 
 
-def _limits(loaded: Loaded) -> tuple[int | None, int | None]:
-    """The last step of a role and the last epoch of a run; None where there is no limit."""
+def turns_of(loaded: Loaded, natural_share: Callable[[], float] = lambda: 0.5) -> TrainingTurns:
+    """Who trains when, as the options say; `natural_share` is asked for where they leave the share open."""
+    options, flavour = loaded.options.experts, loaded.flavour
+    share = options.expert_share if flavour.trains_both else 1.0
+    return TrainingTurns(
+        flavour.trained_experts,
+        natural_share() if share is None else share,
+        options.expert_run_steps,
+        budgets_of(loaded.options, flavour),
+    )
+
+
+def step_limits(loaded: Loaded, turns: TrainingTurns, taken: Mapping[str, int] | None = None) -> dict[str, int | None]:
+    """The last step of each role, None where there is no limit; `taken` are those that each has taken already.
+
+    A role that takes no step counts as if it took one.
+    """
+    most = [limit for limit in (loaded.options.run.max_train_steps, turns.most_steps(taken)) if limit]
+    if most:
+        return {name: max(1, steps) for name, steps in turns.until(min(most), taken).items()}
+    return {name: turns.budgets.get(name) for name in turns.experts}
+
+
+def longest(limits: Mapping[str, int | None]) -> str:
+    """The role that may take most steps."""
+    return max(limits, key=lambda name: limits[name] or sys.maxsize)
+
+
+def _last_epoch(loaded: Loaded) -> int | None:
+    """The last epoch of a run, None where there is no limit."""
     run = loaded.options.run
-    steps = -(-run.max_train_steps // len(loaded.flavour.trained_experts))
-    return steps or None, None if run.ignore_final_epochs else run.num_train_epochs or None
+    return None if run.ignore_final_epochs else run.num_train_epochs or None
 
 
 def _weights(

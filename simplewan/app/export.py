@@ -12,6 +12,7 @@ from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state, cast_for_saving
 from simplewan.models.export import lora_file_name, lora_metadata, save_lora
+from simplewan.options.experts import adapter_of
 
 
 def export_loras(
@@ -30,7 +31,8 @@ def export_transformers(context: Context, experts: Mapping[str, Expert], folder:
 
 
 def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, announce: bool) -> Path:
-    adapter, flavour = context.options.adapter, context.flavour
+    flavour = context.flavour
+    adapter = adapter_of(context.options, flavour, expert.name)
     path = folder / lora_file_name(flavour, expert.name)
     metadata = lora_metadata(
         flavour,

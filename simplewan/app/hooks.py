@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 
 from simplewan.app.context import Context
 from simplewan.app.export import export_loras, export_transformers
+from simplewan.app.idle import IdleExperts
 from simplewan.app.resume import mark_finished
 from simplewan.app.roles import Expert
+from simplewan.app.scaling import LossScales
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore
 from simplewan.errors import TrainingFailure
@@ -37,8 +39,10 @@ class SaveHook:
         planned: Sequence[int],
         saved: int,
         recorded: Recorded,
+        idle: IdleExperts,
+        scales: LossScales,
     ) -> None:
-        self._context, self._checkpoints = context, checkpoints
+        self._context, self._checkpoints, self._idle, self._scales = context, checkpoints, idle, scales
         self._roles, self._experts = roles, experts
         self._planned = frozenset(planned)
         self._recorded = recorded
@@ -62,10 +66,8 @@ class SaveHook:
         parts = {name: state for role in self._roles.values() for name, state in role.states()}
         for name in self._roles:
             _refuse_not_finite(name, parts[f"{name}.weights"], step)
-        scaler = self._context.accelerator.scaler
-        if scaler is not None:
-            parts["scaler"] = scaler.state_dict()
-        parts["run"] = {"step": step}
+        parts |= self._scales.parts()
+        parts["run"] = {"step": step} | ({"idle_expert": self._idle.place} if self._idle.place else {})
 
         def add_loras(folder: Path) -> None:
             export_loras(self._context, self._experts, folder, step=step)
@@ -101,8 +103,9 @@ class EvalHook:
         batches: Sequence[Batch],
         planned: Sequence[int],
         recorded: Recorded,
+        idle: IdleExperts,
     ) -> None:
-        self._context, self._experts, self._batches = context, experts, batches
+        self._context, self._experts, self._batches, self._idle = context, experts, batches, idle
         self._planned = frozenset(planned)
         self._recorded = recorded
 
@@ -121,6 +124,7 @@ class EvalHook:
         options = self._context.options
         for expert in (self._experts[role] for role in roles):
             bands = timestep_bands(options.validation.eval_timesteps, expert.sigma_bounds)
+            self._idle.activate(expert.name)
             expert.transformer.eval()
             batches = (batch.to(self._context.device) for batch in self._batches)
             result = eval_loss(expert.predict, batches, bands, options.run.seed, check=self._context.check)

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from simplewan.app.caching import Caches, fill_caches
 from simplewan.app.context import Context
-from simplewan.app.drawing import drawn_names, make_sampler, unused_sizes
+from simplewan.app.drawing import drawn_names, longest, make_sampler, step_limits, turns_of, unused_sizes
 from simplewan.app.fetching import Fetch
 from simplewan.app.gathering import Gathered, gather
 from simplewan.app.rendering import render_settings
 from simplewan.app.stores import Stores
+from simplewan.app.turns import announce_turns, natural_share
 from simplewan.app.validating import collect, rendering_experts
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec, Sampler
-from simplewan.plan import RunPlan, plan_run
+from simplewan.plan import RunPlan, TrainingTurns, plan_run
 from simplewan.validation.runner import RenderSettings
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training is made from. `render` is None when nothing is to be rendered."""
+    """What training is made from. `render` is None when nothing is to be rendered; `steps` are those of each role."""
 
     caches: Caches
     fetch: Fetch
     render: RenderSettings | None
     plan: RunPlan
+    turns: TrainingTurns
+    steps: dict[str, int]
 
 
-def prepare(context: Context) -> Prepared:
-    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show."""
+def prepare(context: Context, taken: Mapping[str, int] | None = None) -> Prepared:
+    """Scan the data, fill the caches, plan the run. Raises UserError for what only the files could show.
+
+    `taken` are the steps that each role has taken already.
+    """
     gathered, render = gather(context), _render_settings(context)
-    drawn = look_ahead(context, gathered)
+    drawn = look_ahead(context, gathered, taken)
     tell_undrawn(context, gathered, drawn.sampler)
     tell_copies(context, gathered)
     stores = Stores(context, gathered)
@@ -47,28 +55,48 @@ def prepare(context: Context) -> Prepared:
     )
     sampler = drawn.sampler
     if caches.failed:
-        sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
+        sampler = _samplers(context, gathered, drawn.limits, failed=caches.failed)[drawn.role]
         for pruned in set(map(str, sampler.pruned)) - set(map(str, drawn.sampler.pruned)):
             context.say(pruned, warning=True)
-    return Prepared(caches, fetch, render, make_plan(context, sampler, validates=render is not None))
+    plan = make_plan(context, sampler, drawn.turns, validates=render is not None, taken=taken)
+    return Prepared(caches, fetch, render, plan, drawn.turns, drawn.turns.until(plan.total_steps, taken))
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a run draws from and measures, so that nothing else is encoded; the epochs that it may look at."""
+    """What a run draws from and measures, so that nothing else is encoded; the epochs that it may look at.
+
+    `sampler` is that of `role`, which takes most steps; `limits` are the last steps of all.
+    """
 
     gathered: Gathered
+    role: str
     sampler: Sampler
     epochs: int
+    turns: TrainingTurns
+    limits: dict[str, int | None]
 
 
-def look_ahead(context: Context, gathered: Gathered) -> Drawn:
-    """What a run will need. Raises UserError when there is too little, before anything is encoded."""
-    sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0])
-    plan, data = make_plan(context, sampler, validates=False), context.options.data
+def look_ahead(context: Context, gathered: Gathered, taken: Mapping[str, int] | None = None) -> Drawn:
+    """What a run will need, after each role has `taken` some steps. Raises UserError when there is too little, before
+    anything is encoded."""
+    turns = turns_of(context.loaded, partial(natural_share, context, gathered))
+    limits = step_limits(context.loaded, turns, taken)
+    role = longest(limits)
+    sampler = _samplers(context, gathered, limits)[role]
+    plan, data = make_plan(context, sampler, turns, validates=False, taken=taken), context.options.data
     ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
-    names = drawn_names(context.loaded, gathered, sampler)
-    return Drawn(gathered.only(names), sampler, math.ceil(plan.epochs) + 1 + ahead)
+    names = drawn_names(context.loaded, gathered, sampler, max_steps=limits[role])
+    return Drawn(gathered.only(names), role, sampler, math.ceil(plan.epochs) + 1 + ahead, turns, limits)
+
+
+def _samplers(
+    context: Context, gathered: Gathered, limits: Mapping[str, int | None], failed: Collection[str] = ()
+) -> dict[str, Sampler]:
+    """The sampler of each role. Raises UserError when there is too little for one of them."""
+    return {
+        name: make_sampler(context.loaded, gathered, name, max_steps=limits[name], failed=failed) for name in limits
+    }
 
 
 def tell_copies(context: Context, gathered: Gathered) -> None:
@@ -107,7 +135,14 @@ def _texts(render: RenderSettings | None) -> list[str]:
     return [*(prompt.text for prompt in render.prompts), render.negative_prompt] if render else []
 
 
-def make_plan(context: Context, sampler: Sampler, *, validates: bool) -> RunPlan:
+def make_plan(
+    context: Context,
+    sampler: Sampler,
+    turns: TrainingTurns,
+    *,
+    validates: bool,
+    taken: Mapping[str, int] | None = None,
+) -> RunPlan:
     """When the run ends, saves, validates (if there is anything to render) and measures."""
     options = context.options
     return plan_run(
@@ -116,7 +151,7 @@ def make_plan(context: Context, sampler: Sampler, *, validates: bool) -> RunPlan
         ignore_final_epochs=options.run.ignore_final_epochs,
         micro_batches_in_epochs=sampler.batches_in_epochs,
         accumulation=options.optimizer.gradient_accumulation_steps,
-        roles=len(context.flavour.trained_experts),
+        budget_steps=turns.most_steps(taken),
         checkpoint_step_interval=options.checkpoints.checkpoint_step_interval,
         checkpoint_epoch_interval=options.checkpoints.checkpoint_epoch_interval,
         validation_step_interval=options.validation.validation_step_interval if validates else 0,
@@ -124,8 +159,9 @@ def make_plan(context: Context, sampler: Sampler, *, validates: bool) -> RunPlan
     )
 
 
-def announce(context: Context, plan: RunPlan) -> None:
-    """Say in one line what is going to happen."""
+def announce(context: Context, prepared: Prepared) -> None:
+    """Say in a line or two what is going to happen."""
+    plan = prepared.plan
 
     def counted(number: int, name: str) -> str:
         return f"{number} {name}" if number == 1 else f"{number} {name}s"
@@ -134,6 +170,7 @@ def announce(context: Context, plan: RunPlan) -> None:
         f"{counted(plan.total_steps, 'step')}, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
         f"{counted(len(plan.checkpoint_steps), 'checkpoint')}, {counted(len(plan.validation_steps), 'validation')}"
     )
+    announce_turns(context, prepared.turns, prepared.steps)
 
 
 def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:

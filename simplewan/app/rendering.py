@@ -69,13 +69,20 @@ class Turns:
 
     `loads` makes an expert, frozen, in eval mode and on the CPU, when its turn first comes; it is kept. The experts
     named `resident` are on the device outside of rendering too, and `rest` puts them back there. With one expert, it
-    makes all steps, whichever is asked for.
+    makes all steps, whichever is asked for. `activate` is called with each that acts: where several are trained, they
+    may take turns on the device by themselves, and none of that is undone here.
     """
 
     def __init__(
-        self, loads: Mapping[str, Load], *, device: torch.device, text_tokens: int, resident: Collection[str] = ()
+        self,
+        loads: Mapping[str, Load],
+        *,
+        device: torch.device,
+        text_tokens: int,
+        resident: Collection[str] = (),
+        activate: Callable[[str], None] = lambda _name: None,
     ) -> None:
-        self._loads = dict(loads)
+        self._loads, self._activate = dict(loads), activate
         self._device, self._text_tokens = device, text_tokens
         self._resident = frozenset(resident)
         self._on_device = set(self._resident)
@@ -100,6 +107,7 @@ class Turns:
     def take(self, name: str) -> Expert:
         """The expert, on the device; the others are moved off it."""
         expert = self._expert(name)
+        self._activate(name)
         if name not in self._on_device:
             self._move_off(keep=())
             self._move_on(name)

@@ -29,7 +29,7 @@ class Reports:
         self._log: EventLog | None = None
         self._trackers: list[Guarded] = []
         self._step, self._total_steps = 0, 0
-        self._console = Console(memory=memory_text())
+        self._console = Console(memory=memory_text(), roles=loaded.flavour.trained_experts)
         self.emit = Emitter()
         self.emit.add(self._console)
         self.emit.add(Heartbeat(output / HEARTBEAT_NAME))

@@ -24,10 +24,26 @@ class Resume:
 
     path: Path
     step: int
+    roles: tuple[str, ...]
+
+    def taken(self, checkpoints: CheckpointStore) -> dict[str, int]:
+        """The steps that each role had taken."""
+        return {name: int(checkpoints.read(self.path, f"{name}.position")["step"]) for name in self.roles}
+
+    def idle_place(self, checkpoints: CheckpointStore) -> str | None:
+        """Where the expert waited whose turn it was not; None where there was but one."""
+        place: str | None = checkpoints.read(self.path, "run").get("idle_expert")
+        return place
 
 
 def find_resume(
-    checkpoints: CheckpointStore, *, wanted: str, resolved: Mapping[str, Any], output: Path, emit: Emit
+    checkpoints: CheckpointStore,
+    *,
+    wanted: str,
+    resolved: Mapping[str, Any],
+    roles: tuple[str, ...],
+    output: Path,
+    emit: Emit,
 ) -> Resume | None:
     """The checkpoint to resume from, None to start anew.
 
@@ -61,7 +77,7 @@ def find_resume(
             )
         )
     emit(Notice(f"resuming from {path.name}{_permitted_changes(record, resolved)}"))
-    return Resume(path, step)
+    return Resume(path, step, roles)
 
 
 def _permitted_changes(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:

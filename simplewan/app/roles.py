@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,13 @@ from simplewan.models.adapters import (
     train_fully,
 )
 from simplewan.models.export import read_lora
+from simplewan.models.placement import own_memory
 from simplewan.models.wan.conditioning import extra_channels
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.supervised import Loss, Predict, SupervisedFlowMatching
+from simplewan.options.experts import adapter_of, learning_rate_of
 from simplewan.training.optimizers import LION_BETAS, MUON_BETAS, OptimizerSettings, make_optimizer
 from simplewan.training.roles import Role
 from simplewan.training.schedules import learning_rate
@@ -105,12 +107,14 @@ def load_expert(context: Context, name: str) -> Expert:
     if full:
         train_fully(transformer)
     else:
-        add_lora(transformer, options.adapter, seed=derive_seed(options.run.seed, name, "adapter"))
-        if options.adapter.init_lora is not None:
-            remark = start_from_lora(transformer, options.adapter.init_lora)
+        adapter = adapter_of(options, context.flavour, name)
+        add_lora(transformer, adapter, seed=derive_seed(options.run.seed, name, "adapter"))
+        if adapter.init_lora is not None:
+            remark = start_from_lora(transformer, adapter.init_lora)
             if remark is not None:
-                context.say(f"init_lora {options.adapter.init_lora}: {remark}", warning=True)
+                context.say(f"init_lora {adapter.init_lora}: {remark}", warning=True)
     transformer.to(context.device).train()
+    own_memory(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
     # Padding tokens are equal and may be merged, unless dropout is to draw for each of them.
     merge = full or options.adapter.lora_dropout == 0
@@ -184,11 +188,24 @@ def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
     return remark
 
 
-def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: int, state: Mapping | None) -> Role:
-    """A role around a loaded expert. `state` is its sampler's state in a checkpoint, None at the start."""
+def make_role(
+    context: Context,
+    expert: Expert,
+    *,
+    fetch: Fetch,
+    total_steps: int,
+    state: Mapping | None,
+    activate: Callable[[], None],
+) -> Role:
+    """A role around a loaded expert, with `total_steps` of its own.
+
+    `state` is its sampler's state in a checkpoint, None at the start; `activate` puts the expert on the device.
+    """
     options = context.options
     data = options.data
-    sampler = make_sampler(context.loaded, fetch.gathered, expert.name, failed=fetch.caches.failed)
+    sampler = make_sampler(
+        context.loaded, fetch.gathered, expert.name, max_steps=max(1, total_steps), failed=fetch.caches.failed
+    )
     if state is not None and (changed := sampler.load_state_dict(state)):
         what = ", ".join(changed)
         context.say(f"{what} of role {expert.name} changed since the checkpoint: its epoch begins anew", warning=True)
@@ -204,11 +221,11 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     return Role(
         name=expert.name,
         parameters=parameters,
-        optimizer=context.accelerator.prepare(make_optimizer(parameters, optimizer_settings(context))),
+        optimizer=context.accelerator.prepare(make_optimizer(parameters, optimizer_settings(context, expert.name))),
         learning_rate=partial(
             learning_rate,
             name=settings.lr_scheduler,
-            base=settings.learning_rate,
+            base=learning_rate_of(options, context.flavour, expert.name),
             end=settings.lr_end,
             power=settings.lr_power,
             warmup_steps=settings.lr_warmup_steps,
@@ -218,6 +235,7 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
         loss=loss,
         weights=partial(full_state if full else adapter_state, expert.transformer),
         load_weights=partial(load_full_state if full else load_adapter_state, expert.transformer),
+        activate=activate,
         sampler_state=start,
     )
 
@@ -237,8 +255,8 @@ def load_full_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None
     transformer.load_state_dict(state)
 
 
-def optimizer_settings(context: Context) -> OptimizerSettings:
-    """The optimiser as the options say; optimizer_beta1 and _beta2 win over AdamW's own keys."""
+def optimizer_settings(context: Context, expert: str) -> OptimizerSettings:
+    """The optimiser of `expert` as the options say; optimizer_beta1 and _beta2 win over AdamW's own keys."""
     settings = context.options.optimizer
     beta1, beta2 = settings.optimizer_beta1, settings.optimizer_beta2
     usual = {"muon": MUON_BETAS, "optimi-lion": LION_BETAS}
@@ -246,7 +264,7 @@ def optimizer_settings(context: Context) -> OptimizerSettings:
     betas = own[0] if beta1 is None else beta1, own[1] if beta2 is None else beta2
     return OptimizerSettings(
         name=settings.optimizer,
-        lr=settings.learning_rate,
+        lr=learning_rate_of(context.options, context.flavour, expert),
         betas=betas,
         eps=settings.adam_epsilon,
         weight_decay=settings.adam_weight_decay,

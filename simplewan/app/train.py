@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
-from simplewan.app.fetching import Fetch
 from simplewan.app.hooks import EvalHook, FinishHook, Recorded, SaveHook, ValidationHook
+from simplewan.app.idle import IdleExperts
 from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
-from simplewan.app.roles import Expert, load_expert, make_objective, make_role
+from simplewan.app.roles import Expert, load_expert, make_role
+from simplewan.app.scaling import LossScales
 from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
 from simplewan.events import ErrorHappened, Notice, Stage
+from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.wan.loading import check_files, size_remark
 from simplewan.options import Loaded
-from simplewan.plan import RunPlan
+from simplewan.plan import TrainingTurns
 from simplewan.reporting.quiet import quiet_loading_bars
 from simplewan.training.loop import Hook, LoopSettings
 from simplewan.training.loop import train as run_loop
@@ -76,14 +79,19 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         emit(Notice(remark, severity="warning"))
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
     resume = find_resume(
-        checkpoints, wanted=options.run.resume_from_checkpoint, resolved=loaded.resolved, output=output, emit=emit
+        checkpoints,
+        wanted=options.run.resume_from_checkpoint,
+        resolved=loaded.resolved,
+        roles=loaded.flavour.trained_experts,
+        output=output,
+        emit=emit,
     )
     start = resume.step if resume else 0
     # Before the log is cut: a kill in between must not leave the log of one run beside the checkpoints of another.
     checkpoints.set_aside_after(start)
     recorded = reports.begin(step=start)
     context = Context(loaded, output, emit, signals, make_accelerator(options, emit))
-    prepared = prepare(context)
+    prepared = prepare(context, resume.taken(checkpoints) if resume else None)
     total = prepared.plan.total_steps
     reports.set_total(max(total, start))
     if start >= total and finished_step(output) == start:
@@ -91,43 +99,44 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             f"this run is finished: {start} steps; raise max_train_steps to go on, or start anew in another output_dir"
         )
         return
-    announce(context, prepared.plan)
+    announce(context, prepared)
     forget_finished(output)
     checkpoints.rotate(start)
-    emit(Stage("model", "Loading the transformer"))
-    experts = {name: load_expert(context, name) for name in context.flavour.trained_experts}
-    roles = build_roles(
-        context, experts, fetch=prepared.fetch, plan=prepared.plan, checkpoints=checkpoints, resume=resume
-    )
-    draw_histogram(context, experts, prepared.fetch.gathered, step=start)
-    saving = SaveHook(
-        context,
-        checkpoints,
-        roles=roles,
-        experts=experts,
-        planned=prepared.plan.checkpoint_steps,
-        saved=start,
-        recorded=recorded,
-    )
-    watching = watching_hooks(context, prepared, experts=experts, recorded=recorded)
-    try:
-        _run(context, roles, hooks=[saving, *watching, FinishHook(context, experts=experts)], start=start, total=total)
-    finally:
-        for role in roles.values():
-            role.loader.close()
+    with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
+        scales = LossScales(context.accelerator.scaler, context.flavour.trained_experts)
+        experts, roles = build_roles(context, prepared, idle, scales, checkpoints=checkpoints, resume=resume)
+        draw_histogram(context, experts, prepared.fetch.gathered, step=start)
+        saving = SaveHook(
+            context,
+            checkpoints,
+            roles=roles,
+            experts=experts,
+            planned=prepared.plan.checkpoint_steps,
+            saved=start,
+            recorded=recorded,
+            idle=idle,
+            scales=scales,
+        )
+        watching = watching_hooks(context, prepared, idle, experts=experts, recorded=recorded)
+        hooks = [saving, *watching, FinishHook(context, experts=experts)]
+        try:
+            _run(context, roles, turns=prepared.turns, hooks=hooks, start=start, total=total)
+        finally:
+            for role in roles.values():
+                role.loader.close()
 
 
 def watching_hooks(
-    context: Context, prepared: Prepared, *, experts: Mapping[str, Expert], recorded: Recorded
+    context: Context, prepared: Prepared, idle: IdleExperts, *, experts: Mapping[str, Expert], recorded: Recorded
 ) -> list[Hook]:
     """The hooks that look at what is trained: the loss on fixed samples, and the validation clips."""
     plan = prepared.plan
     batches = eval_batches(context, prepared.fetch)
     hooks: list[Hook] = [
-        EvalHook(context, experts=experts, batches=batches, planned=plan.eval_steps, recorded=recorded)
+        EvalHook(context, experts=experts, batches=batches, planned=plan.eval_steps, recorded=recorded, idle=idle)
     ]
     if prepared.render is not None:
-        validator = make_validator(context, prepared.render, experts=experts, caches=prepared.caches)
+        validator = make_validator(context, prepared.render, experts=experts, caches=prepared.caches, idle=idle)
         benchmark = not context.options.run.disable_benchmark
         hooks.append(
             ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)
@@ -135,14 +144,27 @@ def watching_hooks(
     return hooks
 
 
-def _run(context: Context, roles: Mapping[str, Role], *, hooks: Sequence[Hook], start: int, total: int) -> None:
+def _run(
+    context: Context,
+    roles: Mapping[str, Role],
+    *,
+    turns: TrainingTurns,
+    hooks: Sequence[Hook],
+    start: int,
+    total: int,
+) -> None:
     """The loop, with what the options say."""
     options = context.options
-    objective = make_objective(context)
+
+    def due(_step: int) -> tuple[str, ...]:
+        name = turns.next({name: role.step for name, role in roles.items()})
+        assert name is not None, "the run is no longer than what the budgets allow"
+        return (name,)
+
     context.emit(Stage("training", "Training"))
     run_loop(
         roles,
-        due=lambda step: objective.roles_due(step, tuple(roles)),
+        due=due,
         settings=LoopSettings(
             seed=options.run.seed,
             total_steps=total,
@@ -161,22 +183,39 @@ def _run(context: Context, roles: Mapping[str, Role], *, hooks: Sequence[Hook], 
 
 def build_roles(
     context: Context,
-    experts: Mapping[str, Expert],
+    prepared: Prepared,
+    idle: IdleExperts,
+    scales: LossScales,
     *,
-    fetch: Fetch,
-    plan: RunPlan,
     checkpoints: CheckpointStore,
     resume: Resume | None,
-) -> dict[str, Role]:
-    """A role per expert, put back to where the checkpoint left it."""
-    roles = {}
-    for name, expert in experts.items():
+) -> tuple[dict[str, Expert], dict[str, Role]]:
+    """The trained experts and a role for each, put back to where the checkpoint left it; all but one are put away."""
+    names = context.flavour.trained_experts
+    first = prepared.turns.next(resume.taken(checkpoints) if resume else dict.fromkeys(names, 0))
+    experts: dict[str, Expert] = {}
+    roles: dict[str, Role] = {}
+
+    def activate(name: str) -> None:
+        idle.activate(name)
+        scales.activate(name)
+
+    for name in sorted(names, key=lambda name: name == first):  # who trains first is loaded last, and stays
+        context.check()
+        context.emit(Stage("model", f"Loading {EXPERT_SUBFOLDER[name]}"))
+        expert = experts[name] = load_expert(context, name)
         position = checkpoints.read(resume.path, f"{name}.position") if resume else None
-        state = position["sampler"] if position else None
-        role = make_role(context, expert, fetch=fetch, total_steps=plan.total_steps, state=state)
+        role = roles[name] = make_role(
+            context,
+            expert,
+            fetch=prepared.fetch,
+            total_steps=prepared.steps[name],
+            state=position["sampler"] if position else None,
+            activate=partial(activate, name),
+        )
         if resume is not None:
             role.load_states(lambda part: checkpoints.read(resume.path, part))
-        roles[name] = role
-    if resume is not None and context.accelerator.scaler is not None:
-        context.accelerator.scaler.load_state_dict(dict(checkpoints.read(resume.path, "scaler")))
-    return roles
+        idle.take_in(expert, role, more_to_come=len(roles) < len(names))
+    if resume is not None:
+        scales.load(partial(checkpoints.read, resume.path))
+    return {name: experts[name] for name in names}, {name: roles[name] for name in names}

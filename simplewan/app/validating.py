@@ -12,6 +12,7 @@ import torch
 from simplewan.app.caching import Caches
 from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered
+from simplewan.app.idle import IdleExperts
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
 from simplewan.events import PictureDrawn
@@ -46,7 +47,12 @@ def rendering_experts(context: Context) -> tuple[str, ...]:
 
 
 def make_validator(
-    context: Context, settings: RenderSettings, *, experts: Mapping[str, Expert], caches: Caches
+    context: Context,
+    settings: RenderSettings,
+    *,
+    experts: Mapping[str, Expert],
+    caches: Caches,
+    idle: IdleExperts,
 ) -> Validator:
     """A validator that renders with the trained experts, and with the other stage's bare base where that is asked for.
 
@@ -58,7 +64,11 @@ def make_validator(
             locate_transformer(context.options.model, context.flavour, name)  # downloaded now, not in mid-training
             loads[name] = partial(load_base, context, name)
     turns = Turns(
-        loads, device=context.device, text_tokens=context.flavour.text_tokens, resident=context.flavour.trained_experts
+        loads,
+        device=context.device,
+        text_tokens=context.flavour.text_tokens,
+        resident=context.flavour.trained_experts,
+        activate=idle.activate,
     )
     decoder = Decoder(context)
 

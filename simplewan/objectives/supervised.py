@@ -101,10 +101,6 @@ class SupervisedFlowMatching:
     seed: int = 0
     patch: int = 2
 
-    def roles_due(self, step: int, roles: Sequence[str]) -> tuple[str, ...]:
-        """The roles that take the optimiser step number `step` (from 1): one at a time, in turn."""
-        return (roles[(step - 1) % len(roles)],)
-
     def shift_for(self, height: int, width: int) -> float:
         """The shift of latents of this size: the fixed one, or that of their token grid."""
         if not self.auto_shift:

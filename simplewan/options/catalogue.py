@@ -17,6 +17,7 @@ from simplewan.options.groups.adapter import AdapterOptions
 from simplewan.options.groups.caches import CacheOptions
 from simplewan.options.groups.checkpoints import CheckpointOptions
 from simplewan.options.groups.data import DataOptions
+from simplewan.options.groups.experts import ExpertOptions
 from simplewan.options.groups.flow import FlowOptions
 from simplewan.options.groups.memory import MemoryOptions
 from simplewan.options.groups.model import ModelOptions
@@ -37,6 +38,7 @@ class Options:
     caches: CacheOptions
     flow: FlowOptions
     optimizer: OptimizerOptions
+    experts: ExpertOptions
     checkpoints: CheckpointOptions
     validation: ValidationOptions
     reporting: ReportingOptions
@@ -78,23 +80,23 @@ def dataset_catalogue() -> dict[str, Declared]:
 
 
 def coming(declared: Declared, among: dict[str, Declared]) -> str | None:
-    """What is to come when this option is: its own text, or that of the switch it depends on."""
-    if declared.later or not declared.applies:
+    """What is to come when this option is: its own text, or that of a switch it depends on."""
+    if declared.later:
         return declared.later
-    switch, _, wanted = declared.applies.partition("=")
-    parent = among.get(switch)
-    if parent is None:
-        return None
-    if not wanted:
-        return parent.later or (next(iter(parent.later_choices.values()), None) if parent.later_choices else None)
-    names = wanted.split("|")
-    return parent.later_choices.get(names[0]) if all(name in parent.later_choices for name in names) else None
+    for switch, wanted in declared.conditions:
+        parent = among.get(switch)
+        if parent is None:
+            continue
+        if not wanted and (parent.later or parent.later_choices):
+            return parent.later or next(iter(parent.later_choices.values()))
+        if wanted and all(name in parent.later_choices for name in wanted):
+            return parent.later_choices[wanted[0]]
+    return None
 
 
 def is_read(declared: Declared, values: dict[str, Any]) -> bool:
-    """Whether an option acts, given the values of the others: its switch is on, or holds one of the named values."""
-    if not declared.applies:
-        return True
-    switch, _, wanted = declared.applies.partition("=")
-    value = values.get(switch)
-    return str(value) in wanted.split("|") if wanted else is_on(value)
+    """Whether an option acts, given the values of the others: every switch is on, or holds one of the named values."""
+    return all(
+        str(values.get(switch)) in wanted if wanted else is_on(values.get(switch))
+        for switch, wanted in declared.conditions
+    )

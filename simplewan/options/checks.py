@@ -13,6 +13,7 @@ from pathlib import Path
 from simplewan.errors import Problem
 from simplewan.flavours import ALIASES, FLAVOURS, HIGH, LOW, Flavour, find_flavour, of_repository, unsupported
 from simplewan.options.catalogue import Options
+from simplewan.options.experts import budgets_of
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
@@ -82,13 +83,14 @@ def check_options(
 ) -> None:
     """Every check that needs more than one key or the disk; without `training` those that rendering needs."""
     where = {key: given.where for key, given in found.items()}
-    _check_files(options, found, paths, findings, training=training)
+    _check_files(options, found, paths, flavour, findings, training=training)
     _check_guidance(options, where, flavour, findings)
     _check_parts(options, where, flavour, findings)
     if not training:
         return
-    _check_length(options, where, config, findings)
+    _check_length(options, where, config, flavour, findings)
     _check_timesteps(options, where, config, flavour, findings)
+    _check_experts(options, where, config, flavour, findings)
     _check_memory(options, where, config, findings)
     if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.other_stage is None:
         key = "wan_validation_load_other_stage"
@@ -127,16 +129,20 @@ def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour
     findings.problem(where[key], message, key=key, value=list(given), fix=fix)
 
 
-def _check_length(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:
+def _check_length(
+    options: Options, where: Mapping[str, str], config: str, flavour: Flavour | None, findings: Findings
+) -> None:
     run, optimizer = options.run, options.optimizer
+    budgets = budgets_of(options, flavour) if flavour is not None else {}
+    ends_with_budgets = len(budgets) > 1
     if {"max_train_steps", "num_train_epochs"} & {problem.key for problem in findings.problems}:
         return
-    if not run.max_train_steps and not run.num_train_epochs:
+    if not run.max_train_steps and not run.num_train_epochs and not ends_with_budgets:
         place = where.get("max_train_steps", where.get("num_train_epochs", config))
         findings.problem(
             place, "and num_train_epochs are both 0, which is off", key="max_train_steps", fix="set one of them"
         )
-    elif run.ignore_final_epochs and not run.max_train_steps:
+    elif run.ignore_final_epochs and not run.max_train_steps and not ends_with_budgets:
         findings.problem(
             where["ignore_final_epochs"],
             "leaves the end to max_train_steps, which is 0",
@@ -162,18 +168,51 @@ def _check_timesteps(
             key="min_timestep",
             value=flow.min_timestep,
         )
-    elif flavour is not None and flavour.stage is not None and flavour.boundary is not None:
+    elif flavour is not None and flavour.boundary is not None:
         boundary = flavour.boundary * 1000 if flow.timestep_boundary is None else flow.timestep_boundary
-        high = flavour.stage == "high"
-        if (flow.max_timestep <= boundary) if high else (flow.min_timestep >= boundary):
+        for expert in flavour.trained_experts:
+            high = expert == HIGH
+            if (flow.max_timestep > boundary) if high else (flow.min_timestep < boundary):
+                continue
             key = "max_timestep" if high else "min_timestep"
             side = "at or above" if high else "below"
+            who, fix = flavour.name, ""
+            if flavour.trains_both:
+                who, other = f"the {expert}-noise expert of {flavour.name}", LOW if high else HIGH
+                fix = f"train the other alone, with model_flavour={flavour.name}-{other}"
             findings.problem(
                 where.get(key, config),
-                f"leaves nothing to train: {flavour.name} is trained {side} the boundary {boundary:g}",
+                f"leaves nothing to train: {who} is trained {side} the boundary {boundary:g}",
                 key=key,
                 value=getattr(flow, key),
+                fix=fix,
             )
+
+
+def _check_experts(
+    options: Options, where: Mapping[str, str], config: str, flavour: Flavour | None, findings: Findings
+) -> None:
+    """What concerns a run of both experts alone."""
+    if flavour is None or not flavour.trains_both:
+        return
+    if options.model.model_type == "lora" and options.adapter.init_lora is not None:
+        findings.problem(
+            where.get("init_lora", config),
+            f"is the LoRA of one expert, and {flavour.name} trains both",
+            key="init_lora",
+            value=str(options.adapter.init_lora),
+            fix="name it with init_lora_high or init_lora_low",
+        )
+    share = options.experts.expert_share
+    if share in (0, 1):
+        expert = HIGH if share else LOW
+        findings.problem(
+            where["expert_share"],
+            f"leaves no step to the {LOW if share else HIGH}-noise expert",
+            key="expert_share",
+            value=share,
+            fix=f"train the other alone, with model_flavour={flavour.name}-{expert}",
+        )
 
 
 def _check_memory(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:
@@ -193,12 +232,20 @@ def _check_memory(options: Options, where: Mapping[str, str], config: str, findi
 
 
 def _check_files(
-    options: Options, found: Mapping[str, Given], paths: Paths, findings: Findings, *, training: bool
+    options: Options,
+    found: Mapping[str, Given],
+    paths: Paths,
+    flavour: Flavour | None,
+    findings: Findings,
+    *,
+    training: bool,
 ) -> None:
     adapter = options.adapter
     needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
     if training and options.model.model_type == "lora":
         needed["init_lora"] = adapter.init_lora
+        if flavour is not None and flavour.trains_both:
+            needed |= {key: getattr(options.experts, key) for key in ("init_lora_high", "init_lora_low")}
         needed["lycoris_config"] = adapter.lycoris_config if adapter.lora_type == "lycoris" else None
     if training and isinstance(options.reporting.webhook_config, Path):
         needed["webhook_config"] = options.reporting.webhook_config

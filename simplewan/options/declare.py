@@ -18,6 +18,9 @@ from typing import Any, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 META = "option"
+# A condition that is no option: it follows from the flavour.
+BOTH_EXPERTS = "both_experts"
+FACTS = {BOTH_EXPERTS: "a flavour that trains both experts"}
 # Values that ask for nothing: a switch that holds one of them is off.
 OFF = (None, False, 0, "", "none", "no_change", "no", "off")
 
@@ -43,7 +46,8 @@ def option(
 
     `choices` are the values that work, `later_choices` those that are known and still to come (value -> what it is),
     `aliases` other spellings of a choice. `later` says what is to come when the whole option is. `applies` names the
-    switch without which the option is not read: "use_ema", or "lora_type=lycoris|other". `comfort` is for what only
+    switch without which the option is not read: "use_ema", "lora_type=lycoris|other", one of FACTS, or several joined
+    with "&". `comfort` is for what only
     affects speed or comfort: a value that is to come is then announced, with this text, and replaced by the default.
     `restart_safe` options may change when a run is resumed. `secret` values are never written.
     `factory` makes the default of a nested object.
@@ -87,6 +91,12 @@ class Declared:
     secret: bool = False
     minimum: float | None = None
     maximum: float | None = None
+
+    @property
+    def conditions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What must hold for the option to be read: (switch, the values that it must have; () for any that is on)."""
+        parts = (part.partition("=") for part in (self.applies or "").split("&") if part)
+        return tuple((switch, tuple(wanted.split("|")) if wanted else ()) for switch, _, wanted in parts)
 
     @property
     def is_flag(self) -> bool:

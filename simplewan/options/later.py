@@ -10,7 +10,7 @@ from typing import Any
 
 from simplewan.errors import Problem
 from simplewan.options.catalogue import is_read
-from simplewan.options.declare import Declared, Group, is_on
+from simplewan.options.declare import FACTS, Declared, Group, is_on
 from simplewan.options.problems import redact
 from simplewan.options.sources import Findings, Given
 
@@ -92,5 +92,7 @@ def settle(
 
 def needs(declared: Declared) -> str:
     """The condition of an option in words."""
-    switch, _, wanted = (declared.applies or "").partition("=")
-    return f"{switch} {wanted.replace('|', ' or ')}" if wanted else switch
+    return " and ".join(
+        f"{switch} {' or '.join(wanted)}" if wanted else FACTS.get(switch, switch)
+        for switch, wanted in declared.conditions
+    )

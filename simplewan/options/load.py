@@ -20,7 +20,7 @@ from simplewan.options.catalogue import Options, catalogue, group_models
 from simplewan.options.checks import check_options, choose_flavour
 from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
 from simplewan.options.datasets import INHERITED, DatasetOptions
-from simplewan.options.declare import Group
+from simplewan.options.declare import BOTH_EXPERTS, Group
 from simplewan.options.later import settle
 from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
@@ -82,7 +82,7 @@ def load(
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))
-    replaced = settle(options.flat(), found, catalogue(), findings=findings)
+    replaced = settle({**options.flat(), BOTH_EXPERTS: flavour.trains_both}, found, catalogue(), findings=findings)
     resolved = _resolved(options, found, entries)
     final = _finish(options, replaced, paths)
     return Loaded(

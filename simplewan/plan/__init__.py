@@ -5,5 +5,6 @@ Pure functions of numbers: no files, no torch. Used by training and by everythin
 
 from simplewan.plan.disk import latents_bytes
 from simplewan.plan.steps import RunPlan, plan_run
+from simplewan.plan.turns import TrainingTurns
 
-__all__ = ["RunPlan", "latents_bytes", "plan_run"]
+__all__ = ["RunPlan", "TrainingTurns", "latents_bytes", "plan_run"]

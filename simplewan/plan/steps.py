@@ -30,15 +30,19 @@ def multiples(interval: int, total: int) -> set[int]:
 
 
 def total_steps(
-    *, max_train_steps: int, num_train_epochs: int, ignore_final_epochs: bool, epoch_end: Callable[[int], int]
+    *,
+    max_train_steps: int,
+    num_train_epochs: int,
+    ignore_final_epochs: bool,
+    epoch_end: Callable[[int], int],
+    budget_steps: int = 0,
 ) -> int:
-    """The run's length: the smaller of the two limits that are set (0 is off).
+    """The run's length: the smallest of the limits that are set (0 is off).
 
-    `epoch_end(k)` is the last complete step of the first k epochs. Raises UserError when neither limit is set.
+    `epoch_end(k)` is the last complete step of the first k epochs; `budget_steps` is what the experts' own limits add
+    up to. Raises UserError when no limit is set.
     """
-    limits = []
-    if max_train_steps > 0:
-        limits.append(max_train_steps)
+    limits = [limit for limit in (max_train_steps, budget_steps) if limit > 0]
     if num_train_epochs > 0 and not (ignore_final_epochs and limits):
         limits.append(epoch_end(num_train_epochs))
     if not limits:
@@ -55,26 +59,28 @@ def plan_run(
     ignore_final_epochs: bool,
     micro_batches_in_epochs: Callable[[int], int],
     accumulation: int,
-    roles: int,
     checkpoint_step_interval: int,
     checkpoint_epoch_interval: int,
     validation_step_interval: int,
     eval_steps_interval: int,
+    budget_steps: int = 0,
 ) -> RunPlan:
     """The plan of a run. `micro_batches_in_epochs(k)` counts one role's micro-batches in the first k epochs.
 
-    With several roles a step is one role's, in turn, so that an epoch takes `roles` times as many steps.
+    An epoch has as many steps as one role takes to draw all samples. With several roles these steps are shared: each
+    sample is drawn once an epoch on average, by one role or the other, as by a model that is not split in two.
     Validation and evaluation also happen at the end when their interval is set.
     """
 
     def epoch_end(epochs: int) -> int:
-        return micro_batches_in_epochs(epochs) * roles // accumulation
+        return micro_batches_in_epochs(epochs) // accumulation
 
     total = total_steps(
         max_train_steps=max_train_steps,
         num_train_epochs=num_train_epochs,
         ignore_final_epochs=ignore_final_epochs,
         epoch_end=epoch_end,
+        budget_steps=budget_steps,
     )
     # Long enough for carried remainders to even out, and not beyond the run: datasets may end with it.
     many = next((epochs for epochs in (1, 2, 4, 8, 16, 32) if epoch_end(epochs) >= total), 64)

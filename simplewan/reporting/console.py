@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -35,18 +35,23 @@ TRAINING_KEY = "training"
 
 
 class Console:
-    """The listener. `memory`, when given, returns the device memory in use as a short text, e.g. "11.2 GiB"."""
+    """The listener. `memory`, when given, returns the device memory in use as a short text, e.g. "11.2 GiB".
+
+    `roles` are those that are trained: where there are several, figures say whose they are.
+    """
 
     def __init__(
         self,
         stream: TextIO | None = None,
         *,
         memory: Callable[[], str] | None = None,
+        roles: Sequence[str] = (),
         interval_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream = sys.stderr if stream is None else stream
         self._memory = memory
+        self._roles = tuple(roles) if len(roles) > 1 else ()
         self._view = Bars(stream) if stream.isatty() else Lines(stream, interval_seconds=interval_seconds, clock=clock)
         self._losses: dict[str, float] = {}
         self._weights: list[str] = []
@@ -83,20 +88,20 @@ class Console:
             self._view.say(self._summary(event))
         else:
             self._remember(event)
-            if text := _sentence(event):
+            if text := self._loss(event) if isinstance(event, EvalLoss) else _sentence(event):
                 self._view.say(text)
 
     def _training_step(self, event: Metric) -> None:
         self._losses[event.role] = event.loss
-        figures = {
-            (f"loss {role}" if len(self._losses) > 1 else "loss"): f"{loss:.4g}" for role, loss in self._losses.items()
-        }
+        names = {role: f"loss {role}" for role in self._roles if role in self._losses} or {event.role: "loss"}
+        figures = {name: f"{self._losses[role]:.4g}" for role, name in names.items()}
         figures["lr"] = f"{event.lr:.3g}"
         if self._memory is not None:
             figures["memory"] = self._memory()
         # The bar's rate counts validations in between; the step's own time says how fast training is.
         figures["step"] = f"{event.seconds:.2f}s"
-        tally = Tally("Training", event.step, event.total_steps, "steps", before=event.step - 1, figures=figures)
+        label = f"Training {event.role}" if self._roles else "Training"
+        tally = Tally(label, event.step, event.total_steps, "steps", before=event.step - 1, figures=figures)
         self._view.progress(TRAINING_KEY, tally)
 
     def _stage(self, event: Stage) -> None:
@@ -118,6 +123,10 @@ class Console:
         elif isinstance(event, ValidationRendered):
             self._clips = str(Path(event.video).parent)
 
+    def _loss(self, event: EvalLoss) -> str:
+        whose = f", {event.role}" if self._roles else ""
+        return f"step {event.step}: loss on fixed samples{whose} {event.loss:.4g}"
+
     def _summary(self, event: RunSummary) -> str:
         lines = [f"{event.reason}: step {event.step} of {event.total_steps}, {tqdm.format_interval(event.seconds)}"]
         places = {
@@ -137,8 +146,6 @@ def _sentence(event: Event) -> str | None:
         return event.message if event.severity == "info" else f"{event.severity}: {event.message}"
     if isinstance(event, ErrorHappened):
         return f"error: {event.where}: {event.message}"
-    if isinstance(event, EvalLoss):
-        return f"step {event.step}: loss on fixed samples {event.loss:.4g}"
     if isinstance(event, CheckpointSaved):
         return f"step {event.step}: saved {event.path}"
     if isinstance(event, ValidationRendered):

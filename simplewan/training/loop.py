@@ -91,6 +91,7 @@ def _update(
 ) -> None:
     """One optimiser update of one role."""
     began = time.monotonic()
+    role.activate()
     generator = seed_step(settings.seed, role.name, role.step + 1, settings.rank)
     lr = role.learning_rate(role.step + 1)
     for group in role.optimizer.param_groups:

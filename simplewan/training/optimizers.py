@@ -7,11 +7,12 @@ Lion arXiv 2302.06675 (torch-optimi); Muon arXiv 2502.16982.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn import Parameter
 
 LION_BETAS = (0.9, 0.99)
@@ -117,6 +118,13 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Parameter], OptimizerSettings], torch.o
     "muon": _muon,
     "optimi-lion": _optimi_lion,
 }
+
+
+def optimizer_states(optimizer: torch.optim.Optimizer) -> Iterator[dict[str, Any]]:
+    """The state of each parameter, to be read or changed; accelerate's wrapper and joined optimisers are opened."""
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    for part in inner._parts if isinstance(inner, Joined) else (inner,):
+        yield from part.state.values()
 
 
 def make_optimizer(parameters: Sequence[Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:

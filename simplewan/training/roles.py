@@ -40,9 +40,9 @@ class LoaderLike(Protocol):
 class Role:
     """One trained network or adapter.
 
-    `loss(batch, generator, number)` computes the loss of the role's micro-batch `number` (from 0). `weights` and
-    `load_weights` read and write what is trained. `learning_rate(step)` is the rate of the role's own update `step`
-    (from 1).
+    `activate` is called before each step: whoever shares the device may have to be moved. `loss(batch, generator,
+    number)` computes the loss of the role's micro-batch `number` (from 0). `weights` and `load_weights` read and write
+    what is trained. `learning_rate(step)` is the rate of the role's own update `step` (from 1).
     """
 
     name: str
@@ -53,6 +53,7 @@ class Role:
     loss: Callable[[BatchLike, torch.Generator, int], LossLike]
     weights: Callable[[], Mapping[str, torch.Tensor]]
     load_weights: Callable[[Mapping[str, torch.Tensor]], None]
+    activate: Callable[[], None] = lambda: None
     step: int = 0
     epoch: int = 0
     sampler_state: Mapping[str, Any] = field(default_factory=dict)

@@ -33,7 +33,11 @@ class RunOptions(Group):
         help="Optimiser steps of the run, all experts together; 0 is off.",
     )
     num_train_epochs: int = option(
-        0, minimum=0, unit="epochs", restart_safe=True, help="Passes over the data; 0 is off. The earlier end counts."
+        0,
+        minimum=0,
+        unit="epochs",
+        restart_safe=True,
+        help="Passes over the data, by all experts together; 0 is off. The earlier end counts.",
     )
     ignore_final_epochs: bool = option(
         False, restart_safe=True, help="Only max_train_steps ends the run, however many epochs that takes."
