@@ -53,6 +53,11 @@ class Flavour:
     text_tokens: int = 512
 
     @property
+    def repositories(self) -> tuple[str, ...]:
+        """Where the model is published: in diffusers' layout, and in its original one."""
+        return (self.repository, self.repository.removesuffix("-Diffusers")) if self.repository else ()
+
+    @property
     def pixel_multiple(self) -> int:
         """Width and height must be multiples of this many pixels."""
         return self.vae.spatial_stride * self.patch
@@ -221,6 +226,7 @@ UNSUPPORTED = {
     "vace": "VACE, video editing by control inputs",
     "s2v": "speech to video",
     "animate": "Animate, character animation",
+    "fun-control": "Fun-Control, video by control inputs",
 }
 
 
@@ -228,6 +234,11 @@ def find_flavour(name: str) -> Flavour:
     """The row called `name`, aliases included. Raises KeyError when there is none."""
     lowered = name.lower()
     return FLAVOURS[ALIASES.get(lowered, lowered)]
+
+
+def of_repository(name: str) -> tuple[Flavour, ...]:
+    """The rows whose model a repository holds, the one that trains all of it first; () for one that is not known."""
+    return tuple(row for row in FLAVOURS.values() if name in row.repositories)
 
 
 def unsupported(name: str) -> str | None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "simplewan"
 # A module imports only from groups further up, or from its own room; rooms of one group do not know each other,
 # but for the first group and the thin front ends' shared entry.
 ORDER = [
-    {"errors", "events", "flavours"},
+    {"errors", "events", "flavours", "headers", "recognition"},
     {"options"},
     {"plan"},
     {"data"},
@@ -30,7 +30,7 @@ ORDER = [
     {"cli", "wizard", "web"},
 ]
 RANK = {room: index for index, group in enumerate(ORDER) for room in group}
-FREE_OF_TORCH = {"errors", "events", "flavours", "options", "plan", "cli"}
+FREE_OF_TORCH = {"errors", "events", "flavours", "headers", "recognition", "options", "plan", "cli"}
 MAX_LINES = 500
 
 

@@ -11,6 +11,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from simplewan.app.roles import start_from_lora
 from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
 from simplewan.models.adapters import (
@@ -267,3 +268,48 @@ def test_a_lora_of_mixed_ranks_is_attached_at_any_strength() -> None:
     half = {key: value for key, value in state.items() if "lora_A" in key}
     with pytest.raises(ValueError, match="lacks lora_A or lora_B"):
         attach_lora(transformer, half, scale=1.0, name="second")
+
+
+IMAGE = {"in_channels": 36, "image_dim": 24}
+WITH_IMAGE = ("all", "add_k_proj", "add_v_proj")
+
+
+def saved(tmp_path: Path, transformer, **changes) -> Path:
+    """A LoRA trained on `transformer`, as a file."""
+    trained(transformer, **changes)
+    path = tmp_path / "lora.safetensors"
+    save_lora(path, adapter_state(transformer), scale=adapter_scale(transformer), metadata={}, transformer=transformer)
+    return path
+
+
+@pytest.mark.parametrize("base", [IMAGE, {"in_channels": 36}])
+def test_a_lora_of_t2v_goes_on_i2v(base: dict, tmp_path: Path) -> None:
+    """Beside the base, and as the beginning of training, with the image tokens' linears trained too."""
+    state, _ = read_lora(saved(tmp_path, tiny_transformer()))
+    assert attach_lora(tiny_transformer(**base), state, scale=1.0, name="t2v") == ()
+    plain = tiny_transformer(**base)
+    add_lora(plain, options(), seed=5)
+    assert start_from_lora(plain, tmp_path / "lora.safetensors") is None
+    assert all(torch.equal(value, state[key]) for key, value in adapter_state(plain).items())
+    if "image_dim" not in base:
+        return
+    target = tiny_transformer(**base)
+    add_lora(target, options(lora_targets=WITH_IMAGE), seed=5)
+    before = adapter_state(target)
+    assert start_from_lora(target, tmp_path / "lora.safetensors") == (
+        "4 linears for image tokens are not in it and begin at nothing"
+    )
+    after = adapter_state(target)
+    assert all(torch.equal(after[key], state.get(key, before[key])) for key in after)
+
+
+def test_a_lora_of_i2v_goes_on_t2v_without_its_image_tokens(tmp_path: Path) -> None:
+    state, _ = read_lora(saved(tmp_path, tiny_transformer(**IMAGE), lora_targets=WITH_IMAGE))
+    transformer = tiny_transformer()
+    absent = attach_lora(transformer, state, scale=1.0, name="i2v")
+    assert sorted(absent) == [f"blocks.{n}.attn2.add_{side}_proj" for n in (0, 1) for side in "kv"]
+    target = tiny_transformer()
+    add_lora(target, options(), seed=5)
+    remark = start_from_lora(target, tmp_path / "lora.safetensors")
+    assert remark == "4 of its linears, for image tokens, are not trained here"
+    assert all(torch.equal(value, state[key]) for key, value in adapter_state(target).items())

@@ -327,11 +327,6 @@ def test_a_damaged_part_is_named(copy: Path, part: str, message: str) -> None:
         load_image_encoder(Model(str(copy)), I2V_21, torch.float32)
 
 
-def test_a_single_file_is_refused_with_what_is_needed(folder: Path) -> None:
-    with pytest.raises(UserError, match="image_encoder/ and image_processor/"):
-        load_image_encoder(Model(str(folder / "image_encoder/model.safetensors")), I2V_21, torch.float32)
-
-
 def problems_of(model: Model, flavour: Any) -> str:
     with pytest.raises(UserError) as raised:
         check_files(model, flavour)

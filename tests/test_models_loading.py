@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
 from simplewan.models.keys import to_original
+from simplewan.models.wan.hub import download
 from simplewan.models.wan.loading import check_files, load_text_encoder, load_transformer, load_vae
-from simplewan.models.wan.sources import fingerprint, resolve_folder
+from simplewan.models.wan.sources import fingerprint
 from tests.tiny import Model, save_tiny_model
 
 MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini-high", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
@@ -136,7 +137,7 @@ def test_an_unreachable_hub_names_the_local_alternative(monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="path of a local copy"):
-        resolve_folder("nobody/nothing-of-the-kind", ["*.json"], key="pretrained_model_name_or_path")
+        download("nobody/nothing-of-the-kind", ["*.json"], key="pretrained_model_name_or_path")
 
 
 def test_a_fingerprint_is_of_the_contents_alone(folder: Path, copy: Path) -> None:

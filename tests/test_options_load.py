@@ -309,6 +309,22 @@ def test_the_flavour_follows_from_the_base_model(tmp_path: Path) -> None:
     two = {"pretrained_model_name_or_path": "Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
     assert load_in(tmp_path, **two).flavour.trained_experts == ("high", "low")
     assert "is another model than model_flavour" in problems(tmp_path, model_flavour="t2v-a14b-2.2-low", **base)
+    original = {"pretrained_model_name_or_path": "Wan-AI/Wan2.1-T2V-14B"}
+    loaded = load_in(tmp_path, **original)
+    assert loaded.flavour.name == "t2v-480p-14b-2.1"
+    assert any("t2v-480p-14b-2.1, by the repository" in notice.message for notice in loaded.notices)
+    assert "is another model than model_flavour" in problems(tmp_path, model_flavour="t2v-a14b-2.2", **original)
+    for name in ("flf2v-14b", "vace-1.3b", "s2v-14b", "animate-14b"):
+        assert "which is not trained here; known: t2v" in problems(tmp_path, model_flavour=name)
+
+
+def test_parts_that_the_flavour_has_no_place_for(tmp_path: Path) -> None:
+    second = {"pretrained_transformer_2_model_name_or_path": "somewhere/else", "model_flavour": "t2v-1.3b"}
+    assert "has no meaning: t2v-480p-1.3b-2.1 has one transformer" in problems(tmp_path, **second)
+    image = {"pretrained_image_encoder_model_name_or_path": "somewhere/else"}
+    told = [notice.message for notice in load_in(tmp_path, model_flavour="t2v-1.3b", **image).notices]
+    assert any("has no effect: t2v-480p-1.3b-2.1 takes no image embeddings" in message for message in told)
+    assert not any("no effect" in n.message for n in load_in(tmp_path, model_flavour="i2v-14b", **image).notices)
 
 
 def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:

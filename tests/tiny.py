@@ -55,6 +55,7 @@ class Model:
     pretrained_vae_model_name_or_path: str | None = None
     pretrained_t5_model_name_or_path: str | None = None
     pretrained_tokenizer_model_name_or_path: str | None = None
+    pretrained_image_encoder_model_name_or_path: str | None = None
     revision: str | None = None
     variant: str | None = None
 

@@ -19,6 +19,7 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
 from simplewan.models.adapters import (
+    across_tasks,
     adapter_parameters,
     adapter_scale,
     adapter_state,
@@ -109,7 +110,9 @@ def load_expert(context: Context, name: str) -> Expert:
         adapter = adapter_of(options, context.flavour, name)
         add_lora(transformer, adapter, seed=derive_seed(options.run.seed, name, "adapter"))
         if adapter.init_lora is not None:
-            start_from_lora(transformer, adapter.init_lora)
+            remark = start_from_lora(transformer, adapter.init_lora)
+            if remark is not None:
+                context.say(f"init_lora {adapter.init_lora}: {remark}", warning=True)
     transformer.to(context.device).train()
     own_memory(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
@@ -169,9 +172,12 @@ def make_predict(context: Context, transformer: nn.Module, *, merge_padding: boo
     return predict
 
 
-def start_from_lora(transformer: nn.Module, path: Path) -> None:
-    """Put a LoRA file's weights into the adapter. Raises UserError when rank or targets differ."""
-    state, _ = read_lora(path)
+def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
+    """Put a LoRA file's weights into the adapter; returns what to say if it is of T2V and the base of I2V, or so.
+
+    Raises UserError when rank or targets differ.
+    """
+    state, remark = across_tasks(transformer, read_lora(path)[0])
     scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
     unfolded = {key: value / scale if ".lora_B." in key else value for key, value in state.items()}
     try:
@@ -179,6 +185,7 @@ def start_from_lora(transformer: nn.Module, path: Path) -> None:
     except ValueError as error:
         fix = "use the lora_rank and lora_targets that it was trained with"
         raise UserError(Problem("config", f"does not fit: {error}", "init_lora", str(path), fix)) from error
+    return remark
 
 
 def make_role(

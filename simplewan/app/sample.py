@@ -28,7 +28,8 @@ from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER
-from simplewan.models.wan.sources import check_files, present_experts
+from simplewan.models.wan.checking import check_files
+from simplewan.models.wan.sources import present_experts
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.console import Console

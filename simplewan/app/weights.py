@@ -6,7 +6,6 @@ Nothing is written: a run may be under way in the folder that is looked at.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +27,9 @@ from simplewan.models.export import lora_file_name, read_lora
 from simplewan.models.wan.loading import load_transformer
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.sources import COMMAND_LINE
+from simplewan.recognition import told_expert
 
 LORA_FILES = "pytorch_lora_weights*.safetensors"
-LOWER_CASE = re.compile(r"(?<![a-z])(high|low)[^a-z]?noise")
-CAMEL_CASE = re.compile(r"(High|Low)[^A-Za-z]?Noise")
 
 
 @dataclass(frozen=True)
@@ -192,12 +190,6 @@ def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
 def _told(file: Path) -> str | None:
     """The expert that a LoRA's metadata, else its name, speak of."""
     return told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem)
-
-
-def told_expert(text: str) -> str | None:
-    """The expert that metadata or a file's name speak of, as in fox_high_noise or FoxLowNoise-v2; None if not one."""
-    told = {*LOWER_CASE.findall(text.lower()), *(word.lower() for word in CAMEL_CASE.findall(text))}
-    return told.pop() if len(told) == 1 else None
 
 
 def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:

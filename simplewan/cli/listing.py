@@ -51,6 +51,7 @@ SAMPLE_KEYS = (
     "pretrained_vae_model_name_or_path",
     "pretrained_t5_model_name_or_path",
     "pretrained_tokenizer_model_name_or_path",
+    "pretrained_image_encoder_model_name_or_path",
     "revision",
     "variant",
     "base_model_precision",

@@ -56,7 +56,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
         raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
     check_pictures(loaded, prompts, prompt_images, images)
-    from simplewan.models.wan.sources import check_files
+    from simplewan.models.wan.checking import check_files
 
     if not placeholders:  # the model of an example may have to be made first
         # Which transformers are needed is known when it is known what was trained.

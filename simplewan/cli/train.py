@@ -26,7 +26,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
     if loaded.later:
         return refuse(loaded.later, loaded.notices)
-    from simplewan.models.wan.sources import check_files
+    from simplewan.models.wan.checking import check_files
 
     if not placeholders:  # the model of an example may have to be made first
         options = loaded.options

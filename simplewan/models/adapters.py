@@ -163,6 +163,27 @@ def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor], name
             parameters[key].copy_(value)
 
 
+def across_tasks(
+    transformer: nn.Module, state: Mapping[str, Tensor], name: str = DEFAULT_ADAPTER
+) -> tuple[dict[str, Tensor], str | None]:
+    """A LoRA's weights for the adapter `name` when only the linears for CLIP's image tokens differ, and what to say.
+
+    Wan 2.1 I2V has them and no other model: an adapter of T2V leaves them as they begin, and one of I2V loses its own.
+    """
+    parameters = adapter_parameters(transformer, name)
+    missing = [key for key in parameters if key not in state and _is_of_image(key)]
+    unused = [key for key in state if key not in parameters and _is_of_image(key)]
+    fitted = {key: value for key, value in state.items() if key not in unused}
+    fitted |= {key: parameters[key].detach().to("cpu", copy=True) for key in missing}
+    if missing:
+        return fitted, f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"
+    return fitted, f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
+
+
+def _is_of_image(key: str) -> bool:
+    return any(word in key for word in (".add_k_proj.", ".add_v_proj.", ".image_embedder."))
+
+
 def attach_lora(transformer: Any, state: Mapping[str, Tensor], *, scale: float, name: str) -> tuple[str, ...]:
     """Put a LoRA, as `read_lora` gives it, beside the linears it names: frozen, its effect times `scale`.
 

@@ -7,40 +7,68 @@ for what is to come; none of them changes a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from simplewan.flavours import ALIASES, DEFAULT_FLAVOUR, FLAVOURS, HIGH, LOW, Flavour, find_flavour
+from simplewan.errors import Problem
+from simplewan.flavours import ALIASES, FLAVOURS, HIGH, LOW, Flavour, find_flavour, of_repository, unsupported
 from simplewan.options.catalogue import Options
 from simplewan.options.experts import budgets_of
+from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
 
+IMAGE_ENCODER_KEY = "pretrained_image_encoder_model_name_or_path"
 
-def choose_flavour(options: Options, found: Mapping[str, Given], *, config: str, findings: Findings) -> Flavour | None:
-    """The flavour by name, else by the base model's repository, else the default one."""
-    name, base = options.model.model_flavour, options.model.pretrained_model_name_or_path
-    where = found["model_flavour"].where if "model_flavour" in found else config
-    by_base = [row for row in FLAVOURS.values() if row.repository and row.repository == base]
+
+def choose_flavour(
+    options: Options, found: Mapping[str, Given], *, config: str, paths: Paths, findings: Findings
+) -> Flavour | None:
+    """The flavour by name, else the one that the named model tells, which is announced."""
+    name = options.model.model_flavour
     if name is None or name.lower() == "none":
-        flavour = by_base[0] if by_base else FLAVOURS[DEFAULT_FLAVOUR]
-    else:
-        try:
-            flavour = find_flavour(name)
-        except KeyError:
-            meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
-            known = f"known: {', '.join(FLAVOURS)}"
-            fix = f'did you mean "{meant}"? {known}' if meant else known
-            findings.problem(where, "is not a flavour of Wan", key="model_flavour", value=name, fix=fix)
-            return None
-        if by_base and flavour not in by_base:
-            findings.problem(
-                found["pretrained_model_name_or_path"].where,
-                f"is another model than model_flavour {flavour.name}",
-                key="pretrained_model_name_or_path",
-                value=base,
-                fix="leave it out (the flavour's repository is taken), or change model_flavour",
-            )
+        return _inferred(options, found, config=config, paths=paths, findings=findings)
+    try:
+        flavour = find_flavour(name)
+    except KeyError:
+        message, fix = _unknown_flavour(name)
+        findings.problem(found["model_flavour"].where, message, key="model_flavour", value=name, fix=fix)
+        return None
+    base = options.model.pretrained_model_name_or_path
+    rows = of_repository(base) if base else ()
+    if base and not paths(Path(base)).exists() and (what := unsupported(base)) is not None:
+        findings.problem(found[BASE].where, f"is {what}, which is not trained here", key=BASE, value=base)
+    elif rows and flavour not in rows:
+        findings.problem(
+            found[BASE].where,
+            f"is another model than model_flavour {flavour.name}",
+            key=BASE,
+            value=base,
+            fix="leave it out (the flavour's repository is taken), or change model_flavour",
+        )
     return flavour
+
+
+def _unknown_flavour(name: str) -> tuple[str, str]:
+    """What is wrong with a name that no flavour has, and the fix."""
+    known = f"known: {', '.join(FLAVOURS)}"
+    if (what := unsupported(name)) is not None:
+        return f"is {what}, which is not trained here", known
+    meant = did_you_mean(name, (*FLAVOURS, *ALIASES))
+    return "is not a flavour of Wan", f'did you mean "{meant}"? {known}' if meant else known
+
+
+def _inferred(
+    options: Options, found: Mapping[str, Given], *, config: str, paths: Paths, findings: Findings
+) -> Flavour | None:
+    result = infer_flavour(options.model, paths)
+    if isinstance(result, Problem):
+        where = found[result.where].where if result.where in found else config
+        findings.problems.append(replace(result, where=where))
+        return None
+    if result.source is not None:
+        findings.inform(result.announcement)
+    return result.flavour
 
 
 def check_options(
@@ -57,6 +85,7 @@ def check_options(
     where = {key: given.where for key, given in found.items()}
     _check_files(options, found, paths, flavour, findings, training=training)
     _check_guidance(options, where, flavour, findings)
+    _check_parts(options, where, flavour, findings)
     if not training:
         return
     _check_length(options, where, config, flavour, findings)
@@ -68,6 +97,23 @@ def check_options(
         findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} trains all that the model has")
     if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
         findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
+
+
+def _check_parts(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:
+    """Parts of a model that are given, and that the flavour has no place for."""
+    if flavour is None:
+        return
+    second, image = options.model.pretrained_transformer_2_model_name_or_path, IMAGE_ENCODER_KEY
+    if second is not None and flavour.boundary is None:
+        findings.problem(
+            where[TRANSFORMER_KEYS[LOW]],
+            f"has no meaning: {flavour.name} has one transformer",
+            key=TRANSFORMER_KEYS[LOW],
+            value=second,
+            fix=f"name it with {TRANSFORMER_KEYS[HIGH]}, or choose the model_flavour of Wan 2.2",
+        )
+    if options.model.pretrained_image_encoder_model_name_or_path is not None and not flavour.clip_conditioning:
+        findings.inform(f"{where[image]}: {image} has no effect: {flavour.name} takes no image embeddings")
 
 
 def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:

@@ -196,8 +196,10 @@ _MUSUBI = {
     "batch_size": "train_batch_size",
     "blocks_to_swap": "enable_group_offload",
     "cache_directory": "cache_dir",
+    "clip": "pretrained_image_encoder_model_name_or_path",
     "dataset_config": "data_backend_config",
-    "dit": "pretrained_transformer_2_model_name_or_path",
+    "dit": "pretrained_transformer_2_model_name_or_path (low noise of Wan 2.2; of a model with one transformer "
+    "pretrained_transformer_model_name_or_path)",
     "dit_high_noise": "pretrained_transformer_model_name_or_path",
     "discrete_flow_shift": "flow_schedule_shift",
     "fp8_base": "base_model_precision",

@@ -79,7 +79,7 @@ def load(
     if training:
         entries, data_file = _read_datasets(options, found, expand=expand, paths=paths, findings=findings, config=name)
     library = _read_prompts(options, found, expand=expand, paths=paths, findings=findings)
-    flavour = choose_flavour(options, found, config=name, findings=findings)
+    flavour = choose_flavour(options, found, config=name, paths=paths, findings=findings)
     check_datasets(options, entries, findings=findings)
     if training:
         check_eval_dataset(options, found, entries, flavour=flavour, findings=findings)

@@ -1,12 +1,13 @@
-"""The parts of a Wan model as modules: diffusers folders and single files. Imports diffusers and transformers on use.
+"""The parts of a Wan model as modules: from diffusers folders, original repositories and single files.
 
 Every module comes back frozen and in eval mode, on the CPU. Modules that diffusers keeps in float32 stay float32
-whatever dtype is asked for, single files included.
+whatever dtype is asked for, single files included. Imports diffusers and transformers on use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ import torch
 
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
-from simplewan.models.keys import to_diffusers
+from simplewan.models.wan.checking import check_files, check_part, size_remark
+from simplewan.models.wan.original import build_image_encoder, build_text_encoder, build_transformer, build_vae
 from simplewan.models.wan.sources import (
+    TOKENIZER_TENSOR,
     ModelSource,
     Source,
-    check_files,
-    check_part,
     fingerprint,
     needs_image_embeds,
-    part_folder,
-    resolve_folder,
-    size_remark,
+    part_path,
     source,
 )
+from simplewan.models.wan.tokens import make_tokenizer
+from simplewan.models.wan.weights import open_weights
+from simplewan.recognition import DIFFUSERS, of_config, part_in, read_config, recognise
 
 __all__ = [
     "check_files",
@@ -39,7 +41,6 @@ __all__ = [
     "load_vae",
     "locate_transformer",
     "needs_image_embeds",
-    "resolve_folder",
     "size_remark",
     "text_encoder_fingerprint",
     "vae_fingerprint",
@@ -53,14 +54,33 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
     place = source(model, flavour, EXPERT_SUBFOLDER[expert])
     path = locate_transformer(model, flavour, expert)
     with _reading(place):
-        if path.is_file():
-            return _frozen(_transformer_of_file(WanTransformer3DModel, path, model, flavour, dtype))
-        return _frozen(WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
+        if _is_for_diffusers(path):
+            return _frozen(
+                WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place))
+            )
+        beside = read_config(path.parent if path.is_file() else path)
+        return _frozen(build_transformer(path, dtype, configs=[beside, _base_config(model, place.part)]))
 
 
 def locate_transformer(model: ModelSource, flavour: Flavour, expert: str) -> Path:
     """Where the transformer of `expert` lies on this machine, downloaded if need be and looked at. Raises UserError."""
     return _checked(source(model, flavour, EXPERT_SUBFOLDER[expert]), flavour)
+
+
+def _is_for_diffusers(path: Path) -> bool:
+    """Whether diffusers reads the transformer there: a folder of its own layout, whose weights are no fp8."""
+    found = of_config(read_config(path)) if path.is_dir() else None
+    if found is None or found.naming != DIFFUSERS:
+        return False
+    whole = recognise(path)
+    return whole is not None and whole.quantised is None
+
+
+def _base_config(model: ModelSource, part: str) -> Mapping[str, Any]:
+    """The configuration of the base model's own part, where that lies on this machine."""
+    base = Path(model.pretrained_model_name_or_path or "").expanduser()
+    folder = part_in(base, part) if model.pretrained_model_name_or_path and base.is_dir() else None
+    return read_config(folder) if folder is not None else {}
 
 
 def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
@@ -71,43 +91,60 @@ def load_vae(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
     path = _checked(place, flavour)
     with _reading(place):
         if path.is_file():
-            config = _config_folder(model, flavour, "vae", path)
-            return _frozen(AutoencoderKLWan.from_single_file(str(path), config=str(config), torch_dtype=dtype))
+            return _frozen(build_vae(path, dtype))
         return _frozen(AutoencoderKLWan.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place)))
 
 
 def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(tokenizer, UMT5EncoderModel). Raises UserError; a single file has no configuration and is refused."""
-    from transformers import AutoTokenizer, UMT5EncoderModel
+    """(tokenizer, UMT5EncoderModel). Raises UserError."""
+    from transformers import UMT5EncoderModel
 
     place, tokenizer_place = source(model, flavour, "text_encoder"), source(model, flavour, "tokenizer")
     path, tokenizer_path = _checked(place, flavour), _checked(tokenizer_place, flavour)
-    _refuse_file(path, place, "text_encoder/ and tokenizer/")
     with _reading(place):
-        encoder = _frozen(UMT5EncoderModel.from_pretrained(path, dtype=dtype))
+        if path.is_file():
+            encoder, found = build_text_encoder(path, dtype)
+            _refuse_incomplete(found, place)
+        else:
+            encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
     with _reading(tokenizer_place):
-        return AutoTokenizer.from_pretrained(tokenizer_path), encoder
+        return _load_tokenizer(tokenizer_path), _frozen(encoder)
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if path.is_dir():
+        return AutoTokenizer.from_pretrained(path)
+    with open_weights(path) as weights:
+        return make_tokenizer(weights[TOKENIZER_TENSOR].numpy().tobytes())
 
 
 def load_image_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(CLIPImageProcessor, CLIPVisionModel) of Wan 2.1 I2V. Raises UserError; a single file is refused."""
+    """(CLIPImageProcessor, CLIPVisionModel) of Wan 2.1 I2V. Raises UserError."""
     from transformers import CLIPImageProcessor, CLIPVisionModel
 
     assert needs_image_embeds(flavour), f"{flavour.name} has no image encoder"
     place, processor_place = source(model, flavour, "image_encoder"), source(model, flavour, "image_processor")
     path, processor_path = _checked(place, flavour), _checked(processor_place, flavour)
-    _refuse_file(path, place, "image_encoder/ and image_processor/")
     with _reading(place):
-        encoder, found = CLIPVisionModel.from_pretrained(
-            path,
-            dtype=dtype,
-            variant=_variant(path, place),
-            ignore_mismatched_sizes=True,  # told below, with what is missing
-            output_loading_info=True,
-        )
+        if path.is_file():
+            encoder, found = build_image_encoder(path, dtype)
+        else:
+            encoder, found = CLIPVisionModel.from_pretrained(
+                path,
+                dtype=dtype,
+                variant=_variant(path, place),
+                ignore_mismatched_sizes=True,  # told below, with what is missing
+                output_loading_info=True,
+            )
     _refuse_incomplete(found, place)
     with _reading(processor_place):
-        return CLIPImageProcessor.from_pretrained(processor_path), _frozen(encoder)
+        # A file comes without a processor's configuration: CLIP's own is the one that Wan was trained with.
+        processor = (
+            CLIPImageProcessor() if processor_path.is_file() else CLIPImageProcessor.from_pretrained(processor_path)
+        )
+        return processor, _frozen(encoder)
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:
@@ -127,7 +164,7 @@ def image_encoder_fingerprint(model: ModelSource, flavour: Flavour) -> str:
 
 
 def _fingerprints(model: ModelSource, flavour: Flavour, *parts: str) -> str:
-    return "-".join(fingerprint(part_folder(source(model, flavour, part))) for part in parts)
+    return "-".join(fingerprint(part_path(source(model, flavour, part))) for part in parts)
 
 
 @contextmanager
@@ -137,28 +174,21 @@ def _reading(place: Source) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        fix = "a file of it is damaged or incomplete: download or copy it again"
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        fix = "a file of it is damaged, incomplete or of another kind: download or copy it again"
         message = f"has a {place.part} that cannot be read: {str(error).splitlines()[0]}"
         raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix)) from error
 
 
 def _checked(place: Source, flavour: Flavour) -> Path:
-    path = part_folder(place)
+    path = part_path(place)
     problems = check_part(path, place, flavour)
     if problems:
         raise UserError(*problems)
     return path
 
 
-def _refuse_file(path: Path, place: Source, parts: str) -> None:
-    """Parts of transformers have their configuration in the folder: one file does not do. Raises UserError."""
-    if path.is_file():
-        fix = f"give a folder with {parts} in diffusers' layout"
-        raise UserError(Problem("model", "is a single file", key=place.key, value=place.name, fix=fix))
-
-
-def _refuse_incomplete(found: dict[str, Any], place: Source) -> None:
+def _refuse_incomplete(found: Mapping[str, Any], place: Source) -> None:
     """transformers fills what a file lacks with random numbers, and nothing would show it later. Raises UserError."""
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:
@@ -174,48 +204,3 @@ def _variant(folder: Path, place: Source) -> str | None:
 
 def _frozen(module: Any) -> Any:
     return module.requires_grad_(False).eval()
-
-
-def _config_folder(model: ModelSource, flavour: Flavour, part: str, file: Path) -> Path:
-    """The folder with the configuration for a single file: beside it, or the base model's part."""
-    if (file.parent / "config.json").is_file():
-        return file.parent
-    name = model.pretrained_model_name_or_path or flavour.repository
-    base = Source(part, "pretrained_model_name_or_path", name, part, model.revision)
-    folder = resolve_folder(name, [f"{part}/*.json"], key=base.key, revision=base.revision) / part
-    if not (folder / "config.json").is_file():
-        fix = "put its config.json beside it, or let pretrained_model_name_or_path name the base model"
-        raise UserError(Problem("model", "has no configuration", key=part, value=str(file), fix=fix))
-    return folder
-
-
-def _transformer_of_file(cls: Any, path: Path, model: ModelSource, flavour: Flavour, dtype: torch.dtype) -> Any:
-    """A transformer from one file with Wan's own or diffusers' names; the float32 modules are read again as float32.
-
-    `from_single_file` casts the whole module, the rotary tables with it, whose angles do not survive fewer bits.
-    """
-    from safetensors import safe_open
-
-    config = _config_folder(model, flavour, "transformer", path)
-    transformer = cls.from_single_file(str(path), config=str(config), torch_dtype=dtype)
-    kept = {
-        name: parameter
-        for name, parameter in transformer.named_parameters()
-        if any(part in name.split(".") for part in cls._keep_in_fp32_modules)
-    }
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-            bare = key.removeprefix("model.diffusion_model.")
-            name = bare if bare in kept else _diffusers_name(bare)
-            if name in kept:
-                kept[name].data = file.get_tensor(key).float().reshape(kept[name].shape)
-    rope = transformer.rope
-    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    return transformer
-
-
-def _diffusers_name(name: str) -> str | None:
-    try:
-        return to_diffusers(name)
-    except KeyError:
-        return None

@@ -40,7 +40,7 @@ ATTENTIONS = dict.fromkeys(
     ),
     "another attention kernel",
 )
-_SOURCE = "a hub repository or a local folder in diffusers' layout"
+_SOURCE = "a hub repository or a local folder, in diffusers' layout or in Wan's original one"
 
 
 class ModelOptions(Group):
@@ -50,14 +50,16 @@ class ModelOptions(Group):
         help="Train a small adapter beside the model (lora), or all its weights (full).",
     )
     model_flavour: str | None = option(
-        None, help="Which Wan model, and for Wan 2.2 A14B which expert; none takes t2v-480p-1.3b-2.1."
+        None,
+        help="Which Wan model, and for Wan 2.2 A14B which expert; none infers it from the base model or transformer "
+        "that is named, else takes t2v-480p-1.3b-2.1.",
     )
     pretrained_model_name_or_path: str | None = option(
         None, help=f"Base model: {_SOURCE}; none takes the flavour's repository."
     )
     pretrained_transformer_model_name_or_path: str | None = option(
         None,
-        help=f"Transformer (high noise) from elsewhere: {_SOURCE}, or a single .safetensors file; none takes the base.",
+        help=f"Transformer (high noise) from elsewhere: {_SOURCE}, or a single file; none takes the base.",
     )
     pretrained_transformer_subfolder: str | None = option(
         None, help='Subfolder of the transformer; "none" when the files lie at the top; none takes the expert\'s own.'
@@ -75,7 +77,11 @@ class ModelOptions(Group):
         None, help=f"Text encoder (UMT5) from elsewhere: {_SOURCE}, or a single file; none takes the base."
     )
     pretrained_tokenizer_model_name_or_path: str | None = option(
-        None, help="Tokenizer from elsewhere; none takes it from beside the text encoder."
+        None, help="Tokenizer from elsewhere; none takes it from beside (or in) the text encoder, else the base."
+    )
+    pretrained_image_encoder_model_name_or_path: str | None = option(
+        None,
+        help=f"CLIP image encoder of Wan 2.1 I2V from elsewhere: {_SOURCE}, or a single file; none takes the base.",
     )
     revision: str | None = option(None, help="Branch, tag or commit of the hub repository; none takes its main branch.")
     variant: str | None = option(None, help="Variant of the weight files, such as fp16; none takes the plain files.")

@@ -1,0 +1,182 @@
+"""What a weight file says of itself, without its weights: names, shapes and number formats. Standard library alone.
+
+Two formats: safetensors, whose header is JSON behind eight bytes of length, and PyTorch's zip files (.pth, .pt, .bin),
+whose names and shapes stand in a pickle. That pickle is read by an unpickler which knows a handful of names and builds
+nothing but descriptions: a file from a stranger can do no harm here. PyTorch's files from before 2020 are no zip files;
+they tell nothing (None).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PICKLED = (".pth", ".pt", ".bin")
+WEIGHT_ENDINGS = (".safetensors", *PICKLED)
+# The length of a header that is none, but the first bytes of something else.
+_LONGEST_HEADER = 2**28
+
+
+class Info(NamedTuple):
+    """A tensor as its file describes it; `dtype` in safetensors' words ("BF16", "F8_E4M3")."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors of a file (or of all shards of one model) by name, and its metadata."""
+
+    tensors: Mapping[str, Info]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; () where there is none of that name."""
+        return self.tensors[name].shape if name in self.tensors else ()
+
+
+def read_header(file: Path) -> Header | None:
+    """The header of a weight file; None of one that cannot tell. Raises ValueError for a damaged file, OSError."""
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix not in PICKLED:
+        return None
+    if zipfile.is_zipfile(file):
+        return _read_pickle(file)
+    with file.open("rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":  # a zip file's beginning, whose directory at the end is missing
+            raise ValueError(f"{file.name} is cut off, or damaged at its end")
+    return None
+
+
+def read_headers(files: list[Path]) -> Header | None:
+    """The headers of the shards of one model as one; None when one of them cannot tell. Raises as `read_header`."""
+    tensors: dict[str, Info] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header = read_header(file)
+        if header is None:
+            return None
+        tensors.update(header.tensors)
+        metadata.update(header.metadata)
+    return Header(tensors, metadata) if files else None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The weight files of a model: `path` itself if it is one, or those in it: what an index names, else all.
+
+    Of a folder with safetensors and others (as some repositories hold both), the safetensors.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    indexes = sorted(path.glob("*.index.json")) + sorted(path.glob("*.index.*.json"))
+    if indexes:
+        return [path / name for name in sorted(set(_json(indexes[0])["weight_map"].values()))]
+    for ending in (".safetensors", *PICKLED):
+        if files := sorted(file for file in path.glob(f"*{ending}") if file.stat().st_size):
+            return files
+    return []
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_safetensors(file: Path) -> Header:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(f"{file.name} is no safetensors file, or not all of one ({size} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file.name} has a damaged header ({error})") from error
+    metadata = header.pop("__metadata__", {})
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end > size:
+        raise ValueError(f"{file.name} is cut off: {size} of {8 + length + end} bytes")
+    return Header({key: Info(entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}, metadata)
+
+
+_DTYPES = {
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
+
+
+def _read_pickle(file: Path) -> Header | None:
+    with zipfile.ZipFile(file) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+        if name is None:
+            return None
+        with archive.open(name) as stream:
+            try:
+                content = _Describing(stream).load()
+            except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError):
+                return None  # something else than tensors: torch, which reads it with weights_only, will say what
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        return None
+    return Header({str(key): value for key, value in content.items() if isinstance(value, Info)})
+
+
+# What storages without a type of their own are typed by.
+_NAMED = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+
+
+class _Dict(dict[str, Any]):
+    """An OrderedDict, which may have attributes (`_metadata` of a state_dict)."""
+
+
+def _tensor(storage: str, _offset: int, shape: tuple[int, ...], *_rest: object) -> Info:
+    return Info(storage, tuple(shape))
+
+
+def _typed_tensor(
+    _storage: str, _offset: int, shape: tuple[int, ...], _stride: object, _grad: object, _hooks: object, dtype: str
+) -> Info:
+    return Info(dtype, tuple(shape))
+
+
+def _parameter(data: Info, *_rest: object) -> Info:
+    return data
+
+
+class _Describing(pickle.Unpickler):
+    """Reads PyTorch's pickles of tensors as their descriptions; every name that is not listed here is refused."""
+
+    _known: Mapping[tuple[str, str], Any] = {
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
+        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("collections", "OrderedDict"): _Dict,
+        ("torch.storage", "UntypedStorage"): "U8",
+        **{("torch", name): dtype for name, dtype in (_DTYPES | _NAMED).items()},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of a tensor")
+        return self._known[module, name]
+
+    def persistent_load(self, pid: Any) -> str:
+        """A storage: ("storage", its class, its file in the archive, where it was, its length)."""
+        return str(pid[1])
