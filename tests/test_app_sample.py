@@ -29,7 +29,8 @@ from simplewan.cli.listing import SAMPLE_KEYS
 from simplewan.flavours import find_flavour
 from simplewan.mini.clips import write_dataset
 from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora
-from simplewan.models.export import lora_metadata, save_lora
+from simplewan.models.lora.formats import told_expert
+from simplewan.models.lora.write import lora_metadata, save_lora
 from simplewan.options.catalogue import catalogue
 from simplewan.options.declare import Group
 from simplewan.options.groups.adapter import AdapterOptions
@@ -290,7 +291,7 @@ def test_checkpoints_may_be_removed_while_they_are_looked_at(
     assert rendered(model, capfd, *kind)[0] == newest
     shutil.copytree("kept/checkpoint-3", "out/checkpoint-3")
     # What vanishes while it is found is not taken for a run without weights: the newest that is there now is found.
-    reading = weights_module.read_part if full else weights_module.read_lora
+    reading = weights_module.read_part if full else weights_module.read_file
     left = ["out/checkpoint-3"]
 
     def vanishing(*arguments: Path) -> object:
@@ -298,7 +299,7 @@ def test_checkpoints_may_be_removed_while_they_are_looked_at(
             shutil.rmtree(left.pop())
         return reading(*arguments)
 
-    monkeypatch.setattr(weights_module, "read_part" if full else "read_lora", vanishing)
+    monkeypatch.setattr(weights_module, "read_part" if full else "read_file", vanishing)
     clip, said = rendered(model, capfd, *kind)
     assert clip != newest and "(step 2)" in said
 
@@ -372,7 +373,7 @@ def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
     ],
 )
 def test_only_a_word_of_its_own_tells_an_expert(name: str, expert: str | None) -> None:
-    assert weights_module.told_expert(name) == expert
+    assert told_expert(name) == expert
 
 
 def test_a_lora_of_another_model_or_expert_is_warned_of(

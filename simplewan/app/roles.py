@@ -27,7 +27,7 @@ from simplewan.models.adapters import (
     load_adapter_state,
     train_fully,
 )
-from simplewan.models.export import read_lora
+from simplewan.models.lora.read import read_lora
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
