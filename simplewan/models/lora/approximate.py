@@ -26,24 +26,21 @@ def as_lora(change: Change, rank: int) -> tuple[Change, float]:
         if change.factors["down"].shape[0] <= rank:
             return change, 0.0
         left, values, right = _svd_of_pair(*change.pair())
-    else:
-        delta = change.delta()
-        if delta is None or delta.ndim != 2:
-            raise ValueError(f"the change of {change.module} is no matrix")
-        left, values, right = _svd(delta, rank)
-        total = float(delta.double().square().sum())
-        return _lora(change, left, values, right, rank, total)
-    return _lora(change, left, values, right, rank, float(values.double().square().sum()))
+        near = _lora(change, left, values, right, rank)
+        return near, float(values[rank:].norm() / values.norm().clamp_min(1e-30))
+    delta = change.delta()
+    if delta is None or delta.ndim != 2:
+        raise ValueError(f"the change of {change.module} is no matrix")
+    near = _lora(change, *_svd(delta, rank), rank)
+    # By the difference itself: what is left of the singular values is less than they round.
+    return near, float((delta - near.factors["up"] @ near.factors["down"]).norm() / delta.norm().clamp_min(1e-30))
 
 
-def _lora(change: Change, left: Tensor, values: Tensor, right: Tensor, rank: int, total: float) -> tuple[Change, float]:
+def _lora(change: Change, left: Tensor, values: Tensor, right: Tensor, rank: int) -> Change:
     rank = min(rank, len(values))
     root = values[:rank].clamp_min(0).sqrt()
-    down, up = root[:, None] * right[:rank], left[:, :rank] * root
-    kept = float(values[:rank].double().square().sum())
-    error = (max(total - kept, 0.0) / total) ** 0.5 if total > 0 else 0.0
-    factors = {"down": down.contiguous(), "up": up.contiguous()}
-    return Change(change.module, LORA, factors, alpha=float(rank), bias=change.bias), error
+    factors = {"down": (root[:, None] * right[:rank]).contiguous(), "up": (left[:, :rank] * root).contiguous()}
+    return Change(change.module, LORA, factors, alpha=float(rank), bias=change.bias)
 
 
 def _svd_of_pair(down_RI: Tensor, up_OR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
