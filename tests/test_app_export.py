@@ -301,7 +301,7 @@ def test_the_doctor_knows_a_healthy_run(capfd: pytest.CaptureFixture[str]) -> No
     }
     assert main(["lora", "doctor", "run", "--layers"]) == 0
     page = capfd.readouterr().out
-    assert "cross q" in page and f"{norms['blocks.0.attn1.to_q']:.2g}" in page
+    assert "cross q" in page and f"{norms['blocks.0.attn1.to_q']:.3g}" in page
     assert "blocks.1.ffn.net.2: lora, rank 4, scale 1, norm" in page
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import WanPipeline
+from lora_files import lycoris_tensors
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import save_tiny_model, tiny_transformer
@@ -473,6 +474,19 @@ def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.T
         assert sample(model, "prompt=a cat", *words) == 0
     torch.testing.assert_close(latents[0], latents[1], rtol=0, atol=1e-4)
     assert (latents[0] - latents[2]).abs().max() > 1e-2
+
+
+def test_lycoris_acts_as_merged_into_the_base(model: Path, latents: list[torch.Tensor]) -> None:
+    save_file(lycoris_tensors("lokr", factor=4)[1], "x_high_noise.safetensors")
+    assert sample(model, f"prompt={PROMPT}", "adapter=x_high_noise.safetensors", "adapter_scale=0.5") == 0
+    words = ("export", "x_high_noise.safetensors", "--to", "merged", f"base={model}", "scale=0.5", "output=merged")
+    assert main([*words]) == 0
+    merged = "pretrained_transformer_model_name_or_path=merged"
+    assert sample(model, f"prompt={PROMPT}", "adapter=none", merged) == 0
+    assert sample(model, f"prompt={PROMPT}", "adapter=none") == 0
+    with_file, with_merged, base = latents
+    torch.testing.assert_close(with_file, with_merged, rtol=0, atol=1e-5)
+    assert (with_file - base).abs().max() > 1e-3
 
 
 def other_keys(path: Path) -> Path:

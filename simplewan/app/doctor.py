@@ -79,7 +79,7 @@ def _cell(layers: Sequence[Layer]) -> str:
     if not layers:
         return "-"
     norm = sum(layer.norm**2 for layer in layers) ** 0.5
-    return f"{norm:.2g}" + ("*" if any(layer.flag for layer in layers) else "")
+    return f"{norm:.3g}" + ("*" if any(layer.flag for layer in layers) else "")
 
 
 def _line(layer: Layer) -> str:
