@@ -19,6 +19,7 @@ BENCHMARKS = {
     "loader": "benchmarks.loader",
     "indexing": "benchmarks.indexing",
     "decode": "benchmarks.decode",
+    "ti2v_temb": "benchmarks.ti2v_temb",
 }
 
 

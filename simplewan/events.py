@@ -108,6 +108,16 @@ class ValidationRendered(Event):
 
 
 @dataclass(frozen=True)
+class PictureDrawn(Event):
+    """A picture of the run as a whole, e.g. the timesteps it draws, when `step` steps were done."""
+
+    kind: ClassVar[str] = "picture"
+    step: int
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
 class SampleRendered(Event):
     """One clip that `sample` was asked for."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import WanTransformer3DModel
 from lora_files import lycoris_tensors, merged_by_hand, pairs, predict, spelled, wan_name
 from safetensors import safe_open
@@ -401,3 +404,37 @@ def test_the_doctors_mistakes_are_the_users(capfd: pytest.CaptureFixture[str]) -
     ):
         assert main(["lora", *words]) == 2
         assert why in capfd.readouterr().err
+
+
+def test_an_export_tells_which_tools_will_not_take_all(capfd: pytest.CaptureFixture[str]) -> None:
+    save_file(lycoris_tensors("lokr", factor=4)[1], "x.safetensors")
+    assert main(["export", "x.safetensors", "--to", "universal"]) == 0
+    said = capfd.readouterr().err
+    assert all(f"{tool} does not load" in said for tool in ("diffusers", "DiffSynth", "LightX2V"))
+    assert "ComfyUI" not in said
+    save_file(spelled(pairs(tiny_transformer()), "kohya"), "y.safetensors")
+    assert main(["export", "y.safetensors", "--to", "universal"]) == 0
+    assert "load in part" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_on_the_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SIMPLEWAN_CACHE", str(tmp_path / "cache"))
+    few = ("max_train_steps=1", "validation_disable=true", "eval_steps_interval=0")
+    assert main(["train", "example=mini", *few]) == 0
+    page = (Path(__file__).resolve().parents[1] / "docs" / "lora.md").read_text(encoding="utf-8")
+    lines = [
+        line
+        for block in re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    ]
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] == "sample":
+            words += ["prompt=a", "validation_num_inference_steps=2", "validation_resolution=48x32"]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert main(words) == 0, line
+    assert list(Path("one-file").glob("*_merged_low_noise.safetensors"))

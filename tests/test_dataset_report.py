@@ -464,11 +464,5 @@ def test_the_command_explains_itself(
     assert wanted in (captured.err if code else captured.out)
 
 
-def test_what_is_to_come_is_refused_only_where_it_decides_over_clips(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_to_come_in_training_does_not_matter_here(project: Project) -> None:
     assert project.report("--use_ema") == 0
-    entry = {"id": "clips", "instance_data_dir": str(project.folder / "clips"), "video": {"is_i2v": True}}
-    project.entries({"id": "here", "instance_data_dir": str(project.folder / "clips")}, entry)
-    assert project.report() == 2
-    assert "still to come" in capsys.readouterr().err

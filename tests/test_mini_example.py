@@ -24,10 +24,10 @@ from simplewan.examples import example_folder, example_names
 from simplewan.mini import clips, example
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption, caption_words
-from simplewan.mini.example import EXAMPLES, MARKER, SEED, Clips, prepare
+from simplewan.mini.example import EXAMPLES, MARKER, SEED, Clips, Example, prepare
 from simplewan.options import load
 
-SIX, TWO, ONE = ({"clips": Clips(count, "quib")} for count in (6, 2, 1))
+SIX, TWO, ONE = (Example({"clips": Clips(count, "quib")}) for count in (6, 2, 1))
 CONFIG = Path(simplewan.examples.__file__).parent / "mini" / "config.json"
 
 
@@ -73,7 +73,7 @@ def test_a_changed_generator_makes_a_new_one(tmp_path: Path, monkeypatch: pytest
     assert prepare(folder, ONE)
     (folder / "cache").mkdir()
     assert not prepare(folder, ONE)
-    monkeypatch.setattr(example, "_digest", lambda: "another")
+    monkeypatch.setattr(example, "_digest", lambda _task: "another")
     assert prepare(folder, ONE)
     assert not (folder / "cache").exists()
     assert prepare(folder, TWO)
@@ -119,7 +119,7 @@ def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
     assert words <= set(caption_words())
     options, dataset = loaded.options, loaded.datasets[0]
     assert options.model.pretrained_model_name_or_path == str(tmp_path / "model")
-    made = EXAMPLES["mini"]["clips"]
+    made = EXAMPLES["mini"].datasets["clips"]
     clips.write_dataset(tmp_path / "clips", seed=made.seed, count=made.count, concept=made.concept)
     said: list[Event] = []
     backend = open_backend(dataset, cache=tmp_path, emit=said.append)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 
 from simplewan.cli.arguments import parse
-from simplewan.flavours import EXPERT_SUBFOLDER
+from simplewan.flavours import EXPERT_SUBFOLDER, find_flavour
 from simplewan.mini import make
-from simplewan.mini.model import make_text_encoder, make_tokenizer, make_vae, untrained_transformer
+from simplewan.mini.clips import SIZES
+from simplewan.mini.model import make_text_encoder, make_tokenizer, make_vae, untrained_transformer, with_first_frame
 from simplewan.options import load
 
 
@@ -22,8 +23,14 @@ from simplewan.options import load
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Makes the parts untrained; returns the list of what was run, by the name of its folder."""
     ran: list[str] = []
-    experts = {"high": untrained_transformer(5), "low": untrained_transformer(6)}
-    vaes = {refined: _vae(seed) for seed, refined in enumerate((False, True))}
+    experts = {
+        "t2v-mini-high": untrained_transformer(5),
+        "t2v-mini-low": untrained_transformer(6),
+        "i2v-mini-high": untrained_transformer(7, "i2v"),
+        "i2v-mini-low": untrained_transformer(8, "i2v"),
+        "ti2v-mini": untrained_transformer(9, "ti2v"),
+    }
+    vaes = {kind: _vae(seed, kind[0]) for seed, kind in enumerate((("2.1", False), ("2.1", True), ("2.2", False)))}
 
     def run(module: str, *arguments: str, **environment: str) -> None:
         given = dict(word.split("=", 1) for word in arguments if "=" in word)
@@ -35,20 +42,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             make_text_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")
             tokenizer.save_pretrained(folder / "tokenizer")
         elif module.endswith("train_vae"):
-            vaes["--refine" in arguments].save_pretrained(folder)
+            vaes["2.2" if "2.2" in arguments else "2.1", "--refine" in arguments].save_pretrained(folder)
         else:
-            expert = given["model_flavour"].rpartition("-")[2]
-            assert Path(environment["MINIATURE"], "untrained", "model_index.json").exists()
-            experts[expert].save_pretrained(folder / EXPERT_SUBFOLDER[expert])
+            flavour = find_flavour(given["model_flavour"])
+            assert Path(given["pretrained_model_name_or_path"], "model_index.json").exists()
+            assert Path(environment["MINIATURE"]).exists()
+            (expert,) = flavour.trained_experts
+            experts[flavour.name].save_pretrained(folder / EXPERT_SUBFOLDER[expert])
 
     monkeypatch.setattr(make, "_run", run)
-    monkeypatch.setattr(make, "DATASETS", {"long": (1, 1), "short": (2, 1)})
+    monkeypatch.setattr(make, "DATASETS", {"long": (1, 1, SIZES), "short": (2, 1, SIZES)})
     return ran
 
 
-def _vae(seed: int) -> AutoencoderKLWan:
+def _vae(seed: int, kind: str) -> AutoencoderKLWan:
     torch.manual_seed(seed)
-    return make_vae()
+    return make_vae(kind)
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -58,7 +67,8 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_what_is_missing_is_made_once_and_put_together(tmp_path: Path, quick: list[str]) -> None:
     folder = make.make(tmp_path / "new", jobs=2)
-    assert sorted(quick) == ["cached", "decoder", "high", "low", "text", "vae", "vae-2.2"]
+    first = ["cached", "decoder", "high", "i2v-high", "i2v-low", "low", "text", "ti2v-high", "vae", "vae-2.2"]
+    assert sorted(quick) == first
     pipeline = WanPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     assert same(pipeline.transformer, untrained_transformer(5))
     assert same(pipeline.transformer_2, untrained_transformer(6))
@@ -66,9 +76,26 @@ def test_what_is_missing_is_made_once_and_put_together(tmp_path: Path, quick: li
     assert same(pipeline.vae, decoder)
     assert not same(pipeline.vae, make_vae().from_pretrained(tmp_path / "new" / "vae"))
     assert pipeline.config.boundary_ratio == 0.875
+    i2v = WanImageToVideoPipeline.from_pretrained(tmp_path / "new" / "i2v-model", torch_dtype=torch.bfloat16)
+    assert same(i2v.transformer, untrained_transformer(7, "i2v"))
+    assert same(i2v.transformer_2, untrained_transformer(8, "i2v")) and same(i2v.vae, decoder)
+    assert i2v.config.boundary_ratio == 0.9
+    ti2v = WanPipeline.from_pretrained(tmp_path / "new" / "ti2v-model", torch_dtype=torch.bfloat16)
+    assert same(ti2v.transformer, untrained_transformer(9, "ti2v")) and ti2v.transformer_2 is None
+    assert ti2v.config.expand_timesteps and ti2v.vae.config.z_dim == 48
     quick.clear()
     assert make.make(tmp_path / "new", jobs=2) == folder
     assert not quick
+
+
+@torch.no_grad()
+def test_image_to_video_begins_as_what_text_to_video_is() -> None:
+    before = untrained_transformer(5)
+    after = with_first_frame(before)
+    latents = torch.randn(1, 36, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    text, timestep = torch.zeros(1, 512, 64), torch.tensor([500.0])
+    was = before(latents[:, :16], timestep, text, return_dict=False)[0]
+    torch.testing.assert_close(after(latents, timestep, text, return_dict=False)[0], was, atol=1e-5, rtol=1e-5)
 
 
 def test_after_a_failure_nothing_more_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,14 +121,16 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path: Path, quick: list[str])
     assert not quick
 
 
-def test_the_recipe_trains_both_experts(tmp_path: Path) -> None:
+def test_the_recipe_trains_all_of_them(tmp_path: Path) -> None:
     environ = {"MINIATURE": str(tmp_path)}
-    for name in ("untrained", *(f"clips/{name}" for name in make.DATASETS)):
-        (tmp_path / name).mkdir(parents=True)
-    for expert in ("high", "low"):
-        recipe = json.loads(make.RECIPE.read_text(encoding="utf-8"))
-        assert recipe["model_type"] == "full"
-        overrides = parse([f"model_flavour=t2v-mini-{expert}"], environ={}).overrides
+    for name in make.DATASETS:
+        (tmp_path / "clips" / name).mkdir(parents=True)
+    assert json.loads(make.RECIPE.read_text(encoding="utf-8"))["model_type"] == "full"
+    used = set()
+    for flavour, own in (("t2v-mini-high", ()), ("i2v-mini-low", make.I2V), ("ti2v-mini", make.TI2V)):
+        base = f"pretrained_model_name_or_path={tmp_path}"
+        overrides = parse([f"model_flavour={flavour}", base, *own], environ={}).overrides
         loaded = load(make.RECIPE, overrides, environ=environ, base=tmp_path)
         assert not loaded.later
-        assert [entry.id for entry in loaded.datasets] == [*make.DATASETS, "captions"]
+        used |= {entry.id for entry in loaded.datasets}
+    assert used == {*make.DATASETS, "captions"}

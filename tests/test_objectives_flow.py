@@ -1,6 +1,8 @@
 """Noise levels: closed forms, exact cuts, the conditional distribution; identities of targets and weights."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from simplewan.objectives.flow import (
 EVERY_SAMPLING = (
     Sampling("uniform"),
     Sampling("sigmoid"),
+    Sampling("sigmoid", sigmoid_scale=0.4),
     Sampling("logit_normal", logit_mean=0.7, logit_std=1.6),
     Sampling("mode"),
     Sampling("mode", mode_scale=-0.6),
@@ -31,7 +34,7 @@ EVERY_SAMPLING = (
 
 
 def ids(sampling):
-    return f"{sampling.name}-{sampling.logit_mean}-{sampling.mode_scale}-{sampling.beta_alpha}"
+    return f"{sampling.name}-{sampling.sigmoid_scale}-{sampling.logit_mean}-{sampling.mode_scale}-{sampling.beta_alpha}"
 
 
 def seeded(seed=0):
@@ -46,6 +49,17 @@ def test_share_of_the_high_noise_expert(boundary, shift, share):
     assert share_above(boundary, sampling=sampling, shift=shift) == pytest.approx(share, abs=0.005)
     drawn = sample_sigmas(40_000, sampling=sampling, shift=shift, generator=seeded())
     assert (drawn >= boundary).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_the_shares_that_the_documentation_tells():
+    page = (Path(__file__).parents[1] / "docs" / "timesteps.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|((?: [\d.]+% \|){4})$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for name, shares in rows:
+        places = ((0.875, 1), (0.875, 3), (0.875, 12), (0.9, 5))
+        told = [float(share) / 100 for share in re.findall(r"[\d.]+", shares)]
+        actual = [share_above(boundary, sampling=Sampling(name), shift=shift) for boundary, shift in places]
+        assert told == pytest.approx(actual, abs=0.0006), name
 
 
 @pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)
@@ -65,7 +79,8 @@ def test_beta_cdf_matches_the_polynomial_of_beta_2_2_and_the_arcsine_law():
 
 
 @pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)
-@pytest.mark.parametrize(("bounds", "shift"), [((0.875, 1.0), 1.0), ((0.0, 0.9), 5.0), ((0.2, 0.35), 12.0)])
+@pytest.mark.parametrize("bounds", [(0.875, 1.0), (0.0, 0.875), (0.0, 0.9), (0.2, 0.35)])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
 def test_cut_gives_the_conditional_distribution(sampling, bounds, shift):
     """Kolmogorov-Smirnov against the CDF of the shifted distribution given the bounds; 1.95 / sqrt(n) is p = 0.001."""
     n = 4000
@@ -74,6 +89,7 @@ def test_cut_gives_the_conditional_distribution(sampling, bounds, shift):
     expected = (cdf(sampling, unshift_sigma(sigmas, shift)) - ends[0]) / (ends[1] - ends[0])
     empirical = (torch.arange(n) + 0.5) / n
     assert (expected - empirical).abs().max().item() < 1.95 / math.sqrt(n)
+    assert bounds[0] <= sigmas[0] and sigmas[-1] <= bounds[1]
 
 
 @pytest.mark.parametrize(
@@ -101,11 +117,18 @@ def test_far_tails_keep_their_spread():
         assert len(sigmas.unique()) > 500
 
 
-def test_stratified_batch_has_one_draw_in_each_slice():
-    sampling = Sampling("sigmoid")
-    sigmas = sample_sigmas(16, sampling=sampling, shift=3.0, generator=seeded(), stratified=True)
+def test_the_scale_of_sigmoid_is_the_deviation_of_a_logit_normal():
+    p = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    narrow = quantile(Sampling("sigmoid", sigmoid_scale=0.4, logit_std=9), p)
+    torch.testing.assert_close(narrow, quantile(Sampling("logit_normal", logit_std=0.4), p))
+    assert (narrow - 0.5).abs().max() < 0.25
+
+
+def test_a_draw_comes_from_the_slice_that_is_named():
+    sampling, asked = Sampling("sigmoid"), torch.tensor([7, 0, 15, 7, 3])
+    sigmas = sample_sigmas(5, sampling=sampling, shift=3.0, generator=seeded(), slices=asked, num_slices=16)
     slices = (cdf(sampling, unshift_sigma(sigmas.double(), 3.0)) * 16).floor().long()
-    assert sorted(slices.tolist()) == list(range(16)) and slices.tolist() != list(range(16))
+    assert slices.tolist() == asked.tolist() and sigmas[0] != sigmas[3]
 
 
 def test_drawing_is_a_function_of_the_generator_alone():
@@ -127,7 +150,14 @@ def test_impossible_bounds_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "sigmoids"}, {"mode_scale": 2.0}, {"logit_std": 0.0}, {"name": "beta", "beta_alpha": 0.0}]
+    "wrong",
+    [
+        {"name": "sigmoids"},
+        {"mode_scale": 2.0},
+        {"logit_std": 0.0},
+        {"sigmoid_scale": 0.0},
+        {"name": "beta", "beta_alpha": 0.0},
+    ],
 )
 def test_impossible_distributions_are_refused(wrong):
     with pytest.raises(ValueError):
@@ -172,5 +202,5 @@ def test_loss_weights():
 def test_mse_is_per_sample_and_float32():
     prediction = torch.ones(2, 1, 1, 2, 2, dtype=torch.bfloat16)
     target = torch.stack([torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 3.0)])
-    errors = mse_per_sample(prediction, target, torch.tensor([1.0, 0.5]))
-    assert errors.dtype == torch.float32 and errors.tolist() == [1.0, 2.0]
+    errors = mse_per_sample(prediction, target)
+    assert errors.dtype == torch.float32 and errors.tolist() == [1.0, 4.0]

@@ -6,13 +6,20 @@ import pytest
 import torch
 
 from simplewan.objectives.distributions import Sampling
-from simplewan.objectives.supervised import SupervisedFlowMatching, eval_loss, timestep_bands
+from simplewan.objectives.supervised import (
+    SupervisedFlowMatching,
+    draw_held,
+    eval_loss,
+    timestep_bands,
+    velocity_errors,
+)
 
 
 @dataclass
 class Batch:
     latents_BCFHW: torch.Tensor
     is_regularisation: bool = False
+    first_frame_probabilities: tuple[float, ...] = ()
 
 
 class Role:
@@ -135,3 +142,32 @@ def test_on_regularisation_data_the_target_is_the_base_models_own_prediction(bat
     assert role.scale.grad < 0  # towards the base model's 0.75
     role.scale.data.fill_(0.75)
     assert objective.loss(role, regular, seeded()).value == 0
+
+
+def test_a_first_frame_that_is_given_is_clean_at_timestep_0_and_without_error(batch):
+    seen = []
+
+    def wrong_in_frame_0(latents, timesteps, _batch):
+        seen.append((latents, timesteps))
+        prediction = noise - batch.latents_BCFHW
+        prediction[:, :, 0] += 7
+        return prediction
+
+    noise, sigmas = torch.randn(batch.latents_BCFHW.shape, generator=seeded()), torch.tensor([0.2, 0.4, 0.6, 0.8])
+    held = torch.tensor([True, False, True, False])
+    errors = velocity_errors(wrong_in_frame_0, batch, noise, sigmas, held_B=held)
+    (noisy, timesteps), clean = seen[0], batch.latents_BCFHW
+    assert errors[held].max() < 1e-10 and torch.allclose(errors[~held], torch.tensor(49 / 3))
+    assert torch.equal(noisy[held, :, 0], clean[held, :, 0]) and not torch.equal(noisy[~held, :, 0], clean[~held, :, 0])
+    assert timesteps.tolist() == [[0, 200, 200], [400] * 3, [0, 600, 600], [800] * 3]
+
+
+def test_whose_first_frames_are_given():
+    assert draw_held((), 3, seeded()) is None and draw_held((0.0, 0.0), 3, seeded()) is None
+    assert draw_held((1.0, 1.0), 1, seeded()) is None
+    generator = seeded()
+    before = generator.get_state()
+    assert draw_held((1.0, 0.0), 3, generator).tolist() == [True, False]
+    assert torch.equal(generator.get_state(), before)
+    drawn = draw_held((0.25,) * 4000, 3, generator)
+    assert 0.22 < drawn.double().mean().item() < 0.28

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from simplewan.data.media import write_mp4
 from simplewan.errors import UserError
-from simplewan.events import EvalLoss, Event, Metric, Notice, Stage, ValidationRendered
+from simplewan.events import EvalLoss, Event, Metric, Notice, PictureDrawn, Stage, ValidationRendered
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
 
 
@@ -42,6 +42,11 @@ def _clip(folder: Path, step: int) -> ValidationRendered:
     return ValidationRendered(step, "ring", "a red ring", str(folder / "clip.mp4"), str(folder / "clip.png"), 1.0)
 
 
+def _picture(folder: Path) -> PictureDrawn:
+    Image.new("RGB", (64, 40)).save(folder / "timesteps.png")
+    return PictureDrawn(0, "timesteps", str(folder / "timesteps.png"))
+
+
 def _track(names: list[str], settings: TrackerSettings, *events: Event) -> list[Event]:
     said: list[Event] = []
     trackers = start_trackers(names, settings, emit=said.append)
@@ -59,7 +64,7 @@ def _read(folder: Path) -> EventAccumulator:
 
 def test_tensorboard_has_figures_and_clips(tmp_path: Path) -> None:
     events = [_metric(1, 2.0), _metric(2, math.nan), EvalLoss(2, "high", 1.5, {"0.5": 1.25}), _clip(tmp_path, 2)]
-    _track(["tensorboard"], _settings(tmp_path), Stage("training", "Training"), *events)
+    _track(["tensorboard"], _settings(tmp_path), Stage("training", "Training"), _picture(tmp_path), *events)
     found = _read(tmp_path)
     first, second = found.Scalars("high/loss")
     assert (first.step, first.value, second.step) == (1, 2.0, 2)
@@ -70,6 +75,8 @@ def test_tensorboard_has_figures_and_clips(tmp_path: Path) -> None:
     assert found.Scalars("high/eval_loss_0.5")[0].value == 1.25
     picture = found.Images("validation/ring")[0]
     assert (picture.step, picture.width, picture.height) == (2, 48, 32)
+    picture = found.Images("timesteps")[0]
+    assert (picture.step, picture.width, picture.height) == (0, 64, 40)
     assert b"learning_rate" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
@@ -98,7 +105,8 @@ def test_wandb_records_offline_under_the_id_of_the_run(tmp_path: Path, monkeypat
     monkeypatch.setenv("WANDB_MODE", "offline")
     output = tmp_path / "output"
     clip = _clip(tmp_path, 2)
-    said = _track(["wandb"], _settings(output), _metric(1, 2.0), EvalLoss(2, "high", 1.5), clip)
+    picture = _picture(tmp_path)
+    said = _track(["wandb"], _settings(output), picture, _metric(1, 2.0), EvalLoss(2, "high", 1.5), clip)
     assert isinstance(said[0], Notice)
     assert str(output) in said[0].message
     (folder,) = (output / "wandb").glob("offline-run-*")
@@ -114,6 +122,8 @@ def test_wandb_records_offline_under_the_id_of_the_run(tmp_path: Path, monkeypat
     (video,) = (folder / "files" / "media" / "videos" / "validation").iterdir()
     assert video.read_bytes() == Path(clip.video).read_bytes()
     assert list((folder / "files" / "media" / "images" / "validation").iterdir())
+    (copy,) = (folder / "files" / "media" / "images").glob("timesteps*.png")
+    assert copy.read_bytes() == Path(picture.path).read_bytes()
 
 
 def test_wandb_without_a_login_names_the_fix(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def make_role(name: str, accelerator: Accelerator) -> Role:
         optimizer=accelerator.prepare(torch.optim.SGD([weight], lr=1.0)),
         learning_rate=lambda _step: 1.0,
         loader=Counting(),
-        loss=lambda batch, _generator: SimpleNamespace(
-            value=(weight * batch.value).sum() + 1, metrics={"value": batch.value}
+        loss=lambda batch, _generator, number: SimpleNamespace(
+            value=(weight * batch.value).sum() + 1, metrics={"value": batch.value, "number": number}
         ),
         weights=lambda: {"weight": weight.detach()},
         load_weights=lambda _state: None,
@@ -76,6 +76,7 @@ def test_a_step_takes_the_mean_gradient_and_reports_the_means_of_its_batches() -
     roles, (first, second) = run("high", steps=2, accumulation=3)
     assert roles["high"].weights()["weight"].item() == pytest.approx(-((1 + 2 + 3) / 3 + (4 + 5 + 6) / 3))
     assert [first.values["value"], second.values["value"]] == [2, 5]
+    assert [first.values["number"], second.values["number"]] == [1, 4]  # numbered 0 to 5
     assert first.loss == 1
     assert second.loss == pytest.approx(1 - 2 * 5)
     assert roles["high"].sampler_state == {"position": 6}

@@ -18,9 +18,9 @@ from simplewan.app.encoders import ConditionEncoder, ImageEncoder, TextEncoder, 
 from simplewan.app.gathering import Gathered, quarantine
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import (
-    FIRST_FRAME,
     Wanted,
     cuts,
+    shown_first_frames,
     wanted_conditions,
     wanted_images,
     wanted_latents,
@@ -57,12 +57,12 @@ def fill_caches(context: Context, gathered: Gathered, stores: Stores, prompts: S
     Raises UserError, before anything is encoded, when a disk has no room for the latents.
     """
     latents = wanted_latents(context, gathered, stores, epochs=epochs)
-    conditions = wanted_conditions(context, gathered, stores)
+    conditions = wanted_conditions(context, gathered, stores, epochs=epochs)
     check_disk(context, [(name, part) for parts in (latents, conditions) for name, part in parts.items()])
     texts = _fill_texts(context, wanted_texts(context, gathered, stores, prompts))
-    images = wanted_images(context, gathered, stores)
+    images = wanted_images(context, gathered, stores, epochs=epochs)
     failed: dict[str, str] = {}
-    first_frames = {name + FIRST_FRAME: sample for name, sample in gathered.first_frames.items()}
+    first_frames = shown_first_frames(gathered, epochs=epochs)
     seen = _fill_samples(context, images, ImageEncoder(context, first_frames), failed)
     vae = Vae(context)
     shown = {cut.id: cut for sample in gathered.samples.values() for cut in cuts(sample, epochs=epochs)}

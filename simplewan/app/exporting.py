@@ -15,8 +15,9 @@ from simplewan.events import Emit, Notice
 from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, HIGH, Flavour, find_flavour
 from simplewan.models.lora.approximate import as_lora
 from simplewan.models.lora.change import Change
+from simplewan.models.lora.doctor import LOADS, verdicts
 from simplewan.models.lora.formats import CONVENTIONS, told_expert
-from simplewan.models.lora.read import LoraFile, read_file, some
+from simplewan.models.lora.read import LoraFile, examine_file, read_file, some
 from simplewan.models.lora.skeleton import Shapes, shapes_of, shapes_told
 from simplewan.models.lora.verify import read_as_diffusers, verify_export
 from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
@@ -25,6 +26,12 @@ from simplewan.options.sources import COMMAND_LINE
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FOLDER = "export"
+# The tools that a format is for, by the names that the doctor gives them.
+_READERS = {
+    "universal": ("diffusers", "ComfyUI", "DiffSynth", "LightX2V"),
+    "comfyui": ("ComfyUI",),
+    "musubi": ("musubi",),
+}
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,9 @@ def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Expo
         with atomic_path(target) as temporary:
             write_tensors(temporary, tensors, metadata)
             verify_export(temporary, changes, convention=request.to, shapes=shapes, dtype=dtype)
-            _tell_of_diffusers(temporary, changes, request, target, emit=emit)
+            if request.to == "diffusers":
+                _check_diffusers(temporary, changes)
+            _tell_of_tools(temporary, target, request, emit=emit)
     except ValueError as error:
         message = f"was not exported to {request.to}: {error}"
         fix = "`simpletuner lora doctor` shows what is in it"
@@ -193,20 +202,20 @@ def _unsaid(file: LoraFile, lost: Sequence[str], to: str) -> Problem:
     return Problem(str(file), f"cannot be told to {to} as a whole: {some(list(lost))}", fix=fix)
 
 
-def _tell_of_diffusers(path: Path, changes: Sequence[Change], request: Request, target: Path, *, emit: Emit) -> None:
-    """Files that diffusers should read are read as it reads them. Raises ValueError when one of its own is refused."""
-    plain = all(change.is_linear_pair and change.bias is None for change in changes)
-    if request.to != "diffusers" and not (request.to == "universal" and plain):
-        return
-    try:
-        found = read_as_diffusers(path)
-        lost = [change.module for change in changes if change.module not in found]
-        if lost:
-            raise ValueError(f"diffusers passes over {some(lost)}")
-    except ValueError as error:
-        if request.to == "diffusers":
-            raise
-        emit(Notice(f"{target}: diffusers itself does not read it ({error})", severity="warning"))
+def _tell_of_tools(path: Path, target: Path, request: Request, *, emit: Emit) -> None:
+    """Say which tools, of those that the format is for, will not take all of the file."""
+    for verdict in verdicts(examine_file(path)):
+        if verdict.tool in _READERS.get(request.to, ()) and verdict.outcome != LOADS:
+            reason = f": {verdict.reason}" if verdict.reason else ""
+            emit(Notice(f"{target}: {verdict.tool} {verdict.outcome}{reason}", severity="warning"))
+
+
+def _check_diffusers(path: Path, changes: Sequence[Change]) -> None:
+    """That diffusers' own loader takes all of a file in its format. Raises ValueError."""
+    found = read_as_diffusers(path)
+    lost = [change.module for change in changes if change.module not in found]
+    if lost:
+        raise ValueError(f"diffusers passes over {some(lost)}")
 
 
 def _shapes(ready: Ready, request: Request) -> Shapes:

@@ -27,13 +27,18 @@ _PICTURES = {"caption_strategy": "none", "minimum_image_size": None, "maximum_im
 @dataclass(frozen=True)
 class Gathered:
     """All usable samples by id, in order; the datasets (by id) they come from, those for evaluation among them; the
-    entries that are caches; what was dropped; and, for image-to-video, the first frame of each sample."""
+    entries that are caches; what was dropped; and, for image-to-video, the pictures that stand for the first frames of
+    samples."""
 
     samples: Mapping[str, Sample]
     entries: Mapping[str, DatasetOptions]
     cache_entries: Mapping[str, DatasetOptions]
     dropped: Sequence[Dropped]
-    first_frames: Mapping[str, Sample] = field(default_factory=dict)
+    pictures: Mapping[str, Sample] = field(default_factory=dict)
+
+    def first_frame(self, sample: Sample, cut: Sample) -> Sample:
+        """The first frame of a sample as it is cut: the picture that stands for it, else its own, as a sample."""
+        return self.pictures.get(sample.id) or own_first_frame(cut)
 
     @property
     def training(self) -> list[Sample]:
@@ -107,15 +112,15 @@ def gather(context: Context) -> Gathered:
     problem = datasets_problem(scans)
     if problem is not None:
         raise problem
-    first = _first_frames(context, entries, samples) if context.flavour.extra_channels else {}
-    return Gathered(samples, entries, caches, dropped, first)
+    pictures = _linked_pictures(context, entries, samples) if context.flavour.extra_channels else {}
+    return Gathered(samples, entries, caches, dropped, pictures)
 
 
-def _first_frames(
+def _linked_pictures(
     context: Context, entries: Mapping[str, DatasetOptions], samples: Mapping[str, Sample]
 ) -> dict[str, Sample]:
-    """The first frame of each sample: its own, unless a linked dataset has a picture for it."""
-    found = {name: own_first_frame(sample) for name, sample in samples.items()}
+    """By sample, the picture that a linked dataset has for its first frame."""
+    found: dict[str, Sample] = {}
     by_id = {entry.id: entry for entry in context.loaded.datasets}
     for entry in entries.values():
         own = [sample for sample in samples.values() if sample.dataset == entry.id]

@@ -34,10 +34,17 @@ def prepare(context: Context) -> Prepared:
     gathered, render = gather(context), _render_settings(context)
     drawn = look_ahead(context, gathered)
     tell_undrawn(context, gathered, drawn.sampler)
+    tell_copies(context, gathered)
     stores = Stores(context, gathered)
     caches = fill_caches(context, drawn.gathered, stores, _texts(render), epochs=drawn.epochs)
     # It draws from everything: a longer run, which comes to more, goes on with the draws of this one.
-    fetch = Fetch(gathered, caches, context.flavour.text_tokens, pin_memory=context.device.type == "cuda")
+    fetch = Fetch(
+        gathered,
+        caches,
+        context.flavour,
+        i2v_probability=context.options.data.i2v_probability,
+        pin_memory=context.device.type == "cuda",
+    )
     sampler = drawn.sampler
     if caches.failed:
         sampler = make_sampler(context.loaded, gathered, context.flavour.trained_experts[0], failed=caches.failed)
@@ -62,6 +69,18 @@ def look_ahead(context: Context, gathered: Gathered) -> Drawn:
     ahead = data.dataloader_prefetch_qlen if data.dataloader_prefetch else 0
     names = drawn_names(context.loaded, gathered, sampler)
     return Drawn(gathered.only(names), sampler, math.ceil(plan.epochs) + 1 + ahead)
+
+
+def tell_copies(context: Context, gathered: Gathered) -> None:
+    """Say which pictures teach an image-to-video model nothing but to copy."""
+    own = [sample for sample in gathered.training if sample.clip.num_frames == 1 and sample.id not in gathered.pictures]
+    if own and context.flavour.extra_channels:
+        many = "1 picture is its" if len(own) == 1 else f"{len(own)} pictures are their"
+        context.say(
+            f"{many} own first frame: {context.flavour.name} learns to copy them, and no motion; conditioning_data "
+            "links others",
+            warning=True,
+        )
 
 
 def tell_undrawn(context: Context, gathered: Gathered, sampler: Sampler) -> None:

@@ -28,6 +28,7 @@ from simplewan.models.adapters import (
     train_fully,
 )
 from simplewan.models.lora.read import read_lora
+from simplewan.models.wan.conditioning import extra_channels
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
@@ -77,13 +78,18 @@ def make_objective(context: Context) -> SupervisedFlowMatching:
     return SupervisedFlowMatching(
         sampling=Sampling(
             flow.flow_sampling,
+            sigmoid_scale=flow.flow_sigmoid_scale,
             logit_mean=flow.flow_logit_mean,
             logit_std=flow.flow_logit_std,
             mode_scale=flow.flow_mode_scale,
+            beta_alpha=flow.flow_beta_schedule_alpha,
+            beta_beta=flow.flow_beta_schedule_beta,
         ),
         shift=training_shift(context),
         auto_shift=flow.flow_schedule_auto_shift,
         weighting=flow.flow_weighting,
+        num_buckets=flow.num_timestep_buckets,
+        seed=context.options.run.seed,
         patch=context.flavour.patch,
     )
 
@@ -113,9 +119,9 @@ def load_expert(context: Context, name: str) -> Expert:
 def without_adapters(transformer: nn.Module, predict: Predict) -> Predict:
     """`predict` with the adapters off."""
 
-    def base(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+    def base(latents_BCFHW: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
         with adapters_off(transformer):
-            return predict(latents_BCFHW, timesteps_B, batch)
+            return predict(latents_BCFHW, timesteps, batch)
 
     return base
 
@@ -135,14 +141,25 @@ def frozen_expert(context: Context, name: str, transformer: nn.Module) -> Expert
 
 
 def make_predict(context: Context, transformer: nn.Module, *, merge_padding: bool, recompute: str = "none") -> Predict:
-    """The transformer as the objective and the sampling loop call it, in the run's precision."""
-    forward = WanForward(transformer)
+    """The transformer as the objective and the sampling loop call it, in the run's precision.
 
-    def predict(latents_BCFHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
-        lengths = batch.text_lengths if merge_padding else None
+    With wan_force_2_1_time_embedding there is one timestep a sample, that of its last frame.
+    """
+    forward = WanForward(transformer)
+    one_timestep = context.options.model.wan_force_2_1_time_embedding
+
+    def predict(latents_BCFHW: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+        if batch.condition_BCFHW is not None:
+            condition = extra_channels(batch.condition_BCFHW.to(latents_BCFHW.dtype))
+            latents_BCFHW = torch.cat([latents_BCFHW, condition], dim=1)
         with context.accelerator.autocast():
             return forward(
-                latents_BCFHW, timesteps_B, batch.prompt_embeds_BLD, text_lengths=lengths, recompute=recompute
+                latents_BCFHW,
+                timesteps[:, -1] if one_timestep and timesteps.ndim == 2 else timesteps,
+                batch.prompt_embeds_BLD,
+                encoder_hidden_states_image=batch.image_embeds_BND,
+                text_lengths=batch.text_lengths if merge_padding else None,
+                recompute=recompute,
             )
 
     return predict
@@ -174,8 +191,8 @@ def make_role(context: Context, expert: Expert, *, fetch: Fetch, total_steps: in
     objective = make_objective(context)
     settings = options.optimizer
 
-    def loss(batch: Batch, generator: torch.Generator) -> Loss:
-        return objective.loss(expert, batch.to(context.device), generator)
+    def loss(batch: Batch, generator: torch.Generator, micro_batch: int) -> Loss:
+        return objective.loss(expert, batch.to(context.device), generator, micro_batch)
 
     return Role(
         name=expert.name,

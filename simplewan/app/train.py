@@ -99,7 +99,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     roles = build_roles(
         context, experts, fetch=prepared.fetch, plan=prepared.plan, checkpoints=checkpoints, resume=resume
     )
-    draw_histogram(context, experts, prepared.fetch.gathered)
+    draw_histogram(context, experts, prepared.fetch.gathered, step=start)
     saving = SaveHook(
         context,
         checkpoints,

@@ -14,8 +14,8 @@ from simplewan.app.context import Context
 from simplewan.app.gathering import Gathered
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
+from simplewan.events import PictureDrawn
 from simplewan.models.wan.loading import locate_transformer
-from simplewan.objectives.flow import sample_sigmas
 from simplewan.objectives.supervised import SupervisedFlowMatching
 from simplewan.training.seeding import derive_seed
 from simplewan.validation.histogram import save_histogram
@@ -86,25 +86,21 @@ def make_validator(
     return Validator(settings, renderer, emit=context.emit, note=expert_note(context, settings))
 
 
-def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Gathered) -> None:
-    """The picture of the timesteps that each role draws, saved before the first step."""
+def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Gathered, *, step: int) -> None:
+    """The picture of the timesteps that each role draws, saved and announced before the attempt's first step; `step` is
+    the number of finished ones."""
     objective = make_objective(context)
     counts = count_shifts(context, objective, gathered)
-    draws = {}
+    draws = {name: torch.zeros(0) for name in experts}
     for name, expert in experts.items():
         generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
-        sigmas = [
-            sample_sigmas(
-                -(-HISTOGRAM_DRAWS * count // sum(counts.values())),
-                sampling=objective.sampling,
-                shift=shift,
-                bounds=expert.sigma_bounds,
-                generator=generator,
-            )
-            for shift, count in counts.items()
-        ]
-        draws[name] = torch.cat(sigmas)
-    save_histogram(context.output / "timesteps.png", draws, boundary=boundary(context))
+        for shift, count in counts.items():
+            n, first = -(-HISTOGRAM_DRAWS * count // sum(counts.values())), len(draws[name])
+            sigmas = objective.sigmas(expert, n, shift=shift, generator=generator, first=first)
+            draws[name] = torch.cat([draws[name], sigmas])
+    path = context.output / "timesteps.png"
+    save_histogram(path, draws, boundary=boundary(context))
+    context.emit(PictureDrawn(step, "timesteps", str(path)))
 
 
 def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, int]:

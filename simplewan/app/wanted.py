@@ -65,8 +65,8 @@ def everything_wanted(
     return [
         *wanted_texts(context, gathered, stores, prompts),
         *wanted_latents(context, gathered, stores, epochs=epochs).values(),
-        *wanted_conditions(context, gathered, stores).values(),
-        *wanted_images(context, gathered, stores).values(),
+        *wanted_conditions(context, gathered, stores, epochs=epochs).values(),
+        *wanted_images(context, gathered, stores, epochs=epochs).values(),
     ]
 
 
@@ -121,7 +121,7 @@ def wanted_latents_of(
         "vae": vae_fingerprint(context.options.model, context.flavour),
         "dtype": context.options.caches.vae_dtype,
     }
-    shown = [(cut, sample) for sample in samples for cut in cuts(sample, epochs=epochs)]
+    shown = _shown(samples, epochs=epochs)
     return Wanted(
         kind=LATENTS,
         store=store,
@@ -139,8 +139,19 @@ def cuts(sample: Sample, *, epochs: int) -> list[Sample]:
     return [sample.cut(number) for number in range(min(epochs, 1 + len(sample.crops)))]
 
 
-def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
-    """For image-to-video: the first frame of every sample as the model takes it, by dataset; beside the latents."""
+def _shown(samples: Sequence[Sample], *, epochs: int) -> list[tuple[Sample, Sample]]:
+    """Samples in all the cuts that so many epochs show: (cut, sample)."""
+    return [(cut, sample) for sample in samples for cut in cuts(sample, epochs=epochs)]
+
+
+def shown_first_frames(gathered: Gathered, *, epochs: int) -> dict[str, Sample]:
+    """The first frame of every cut that so many epochs show, as a sample, by its name in the caches."""
+    shown = _shown(list(gathered.samples.values()), epochs=epochs)
+    return {cut.id + FIRST_FRAME: gathered.first_frame(sample, cut) for cut, sample in shown}
+
+
+def wanted_conditions(context: Context, gathered: Gathered, stores: Stores, *, epochs: int) -> dict[str, Wanted]:
+    """For image-to-video: the first frame of every cut as the model takes it, by dataset; beside the latents."""
     if not context.flavour.extra_channels:
         return {}
     settings = {
@@ -155,13 +166,13 @@ def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> d
             kind=CONDITION,
             items=[
                 Item(
-                    sample.id + FIRST_FRAME,
-                    {**settings, FRAMES: sample.clip.num_frames, **_origin(gathered.first_frames[sample.id])},
-                    group=sample.clip.bucket,
+                    cut.id + FIRST_FRAME,
+                    {**settings, FRAMES: cut.clip.num_frames, **_origin(gathered.first_frame(sample, cut))},
+                    group=cut.clip.bucket,
                 )
-                for sample in gathered.of(dataset)
+                for cut, sample in _shown(gathered.of(dataset), epochs=epochs)
             ],
-            owners={sample.id + FIRST_FRAME: sample.id for sample in gathered.of(dataset)},
+            owners=_owners(gathered, dataset, epochs=epochs),
             label=f"Caching first frames of {dataset}",
             key="condition_cache",
         )
@@ -169,8 +180,13 @@ def wanted_conditions(context: Context, gathered: Gathered, stores: Stores) -> d
     }
 
 
-def wanted_images(context: Context, gathered: Gathered, stores: Stores) -> dict[str, Wanted]:
-    """For models with CLIP: its embedding of the first frame of every sample, by dataset."""
+def _owners(gathered: Gathered, dataset: str, *, epochs: int) -> dict[str, str]:
+    """The samples (ids) of a dataset by the names of what is made of their first frames."""
+    return {cut.id + FIRST_FRAME: sample.id for cut, sample in _shown(gathered.of(dataset), epochs=epochs)}
+
+
+def wanted_images(context: Context, gathered: Gathered, stores: Stores, *, epochs: int) -> dict[str, Wanted]:
+    """For models with CLIP: its embedding of the first frame of every cut, by dataset."""
     if not needs_image_embeds(context.flavour):
         return {}
     settings = {
@@ -185,16 +201,16 @@ def wanted_images(context: Context, gathered: Gathered, stores: Stores) -> dict[
             store=stores.images(dataset),
             items=[
                 Item(
-                    sample.id + FIRST_FRAME,
+                    cut.id + FIRST_FRAME,
                     {**settings, **_origin(first)},
                     group=f"{first.clip.width}x{first.clip.height}",
                 )
-                for sample in gathered.of(dataset)
-                for first in [gathered.first_frames[sample.id]]
+                for cut, sample in _shown(gathered.of(dataset), epochs=epochs)
+                for first in [gathered.first_frame(sample, cut)]
             ],
             batch_size=1,
             flush_records=stores.flush_records(stores.images(dataset)),
-            owners={sample.id + FIRST_FRAME: sample.id for sample in gathered.of(dataset)},
+            owners=_owners(gathered, dataset, epochs=epochs),
             label=f"Caching image embeddings of {dataset}",
             key="image_cache",
         )

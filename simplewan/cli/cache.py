@@ -47,10 +47,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     action, as_json, force = _action(arguments), arguments.flag("json"), arguments.flag("force")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
-    # What a flavour still lacks concerns training; its caches can be filled.
-    later = [problem for problem in loaded.later if problem.key not in ("model_flavour", "video.is_i2v")]
-    if later:
-        return refuse(later, loaded.notices)
+    if loaded.later:
+        return refuse(loaded.later, loaded.notices)
     settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     loaded = with_example(loaded, arguments, config, environ, placeholders)

@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments, parse
-from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
+from simplewan.cli.configuration import find_configuration, load_configuration, with_example
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem
-from simplewan.options import Loaded
-from simplewan.options.catalogue import catalogue, dataset_catalogue
 from simplewan.options.sources import COMMAND_LINE
 
 OWN = ("output", "pictures", "max_files")
@@ -60,9 +58,6 @@ def _report(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     as_json = arguments.flag("json")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
-    later = [problem for problem in loaded.later if _is_of_datasets(problem, loaded)]
-    if later:
-        return refuse(later, loaded.notices)
     loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.dataset_report import MAX_FILES, dataset_report
 
@@ -76,12 +71,6 @@ def _report(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if outcome.page is not None:
         print(json.dumps(outcome.document, indent=2) if as_json else outcome.page)
     return outcome.exit_code
-
-
-def _is_of_datasets(problem: Problem, loaded: Loaded) -> bool:
-    """Whether something that is to come decides over the clips; what else a run needs does not matter here."""
-    of_dataset = problem.key in dataset_catalogue() and problem.where.startswith(str(loaded.data_file))
-    return of_dataset or (problem.key in catalogue() and problem.key in dataset_catalogue())
 
 
 def _number(arguments: Arguments, key: str) -> int | None:

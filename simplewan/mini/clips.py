@@ -6,6 +6,7 @@ bucket and length is present from the first few clips on; what is seen in them c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ SIZES = ((64, 64), (80, 48), (48, 80), (128, 128), (160, 96), (96, 160))
 LENGTHS_FRAMES = (17, 21, 17, 25)
 
 
-def make_scenes(seed: int, count: int, *, concept: str | None = None) -> tuple[Scene, ...]:
+def make_scenes(
+    seed: int, count: int, *, concept: str | None = None, sizes: Sequence[tuple[int, int]] = SIZES
+) -> tuple[Scene, ...]:
     """`count` scenes; the first n of a longer list are those of a shorter one with the same seed.
 
     `concept`, one of `draw.HELD_BACK`, is in every scene; without one, in none. No caption is one that is held out.
@@ -26,8 +29,8 @@ def make_scenes(seed: int, count: int, *, concept: str | None = None) -> tuple[S
     scenes = []
     for index in range(count):
         generator = np.random.default_rng([seed, index])
-        width, height = SIZES[index % len(SIZES)]
-        num_frames = LENGTHS_FRAMES[(index // len(SIZES)) % len(LENGTHS_FRAMES)]
+        width, height = sizes[index % len(sizes)]
+        num_frames = LENGTHS_FRAMES[(index // len(sizes)) % len(LENGTHS_FRAMES)]
         while True:
             scene = random_scene(generator, width=width, height=height, num_frames=num_frames, concept=concept)
             if not is_held_out(caption(scene)):
@@ -36,10 +39,12 @@ def make_scenes(seed: int, count: int, *, concept: str | None = None) -> tuple[S
     return tuple(scenes)
 
 
-def write_dataset(folder: Path, *, seed: int, count: int, concept: str | None = None) -> tuple[Scene, ...]:
+def write_dataset(
+    folder: Path, *, seed: int, count: int, concept: str | None = None, sizes: Sequence[tuple[int, int]] = SIZES
+) -> tuple[Scene, ...]:
     """Writes `count` clips and their captions into `folder`; returns their scenes, in the order of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = make_scenes(seed, count, concept=concept)
+    scenes = make_scenes(seed, count, concept=concept, sizes=sizes)
     for index, scene in enumerate(scenes):
         write_mp4(folder / f"clip-{index:03d}.mp4", draw_frames(scene), scene.fps)
         (folder / f"clip-{index:03d}.txt").write_text(caption(scene) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from simplewan.errors import Problem, UserError
 from simplewan.mini import clips, draw
-from simplewan.mini.model import WEIGHTS
+from simplewan.mini.model import model_files, place_model
 
 MARKER = "example.json"
 SEED = 42
@@ -34,20 +34,29 @@ class Clips:
     count: int
     concept: str | None = None
     seed: int = SEED
+    sizes: tuple[tuple[int, int], ...] = clips.SIZES
 
 
-EXAMPLES: Mapping[str, Mapping[str, Clips]] = {
-    "mini": {"clips": Clips(24, draw.HELD_BACK_SHAPE)},
-    "zarn": {"clips": Clips(240, draw.HELD_BACK_COLOUR), "known": Clips(240, seed=SEED + 1)},
+@dataclass(frozen=True)
+class Example:
+    """The data sets of an example by their folders' names, and the task of its model."""
+
+    datasets: Mapping[str, Clips]
+    task: str = "t2v"
+
+
+EXAMPLES: Mapping[str, Example] = {
+    "mini": Example({"clips": Clips(24, draw.HELD_BACK_SHAPE)}),
+    "zarn": Example({"clips": Clips(240, draw.HELD_BACK_COLOUR), "known": Clips(240, seed=SEED + 1)}),
 }
 
 
-def prepare(folder: Path, datasets: Mapping[str, Clips]) -> bool:
+def prepare(folder: Path, example: Example) -> bool:
     """Makes `folder`/model and a folder for each data set unless they are there; returns whether it had to.
 
     Raises UserError when `folder` holds something else.
     """
-    wanted = {"generator": _digest(), "datasets": {name: asdict(made) for name, made in datasets.items()}}
+    wanted = json.loads(json.dumps({"generator": _digest(example.task), **asdict(example)}))
     if _marker(folder) == wanted:
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +72,11 @@ def prepare(folder: Path, datasets: Mapping[str, Clips]) -> bool:
                     fix="move them, or name another folder with the environment variable SIMPLEWAN_CACHE",
                 )
             )
-        _make(folder, wanted, datasets)
+        _make(folder, wanted, example)
     return True
 
 
-def _make(folder: Path, marker: dict[str, object], datasets: Mapping[str, Clips]) -> None:
+def _make(folder: Path, marker: dict[str, object], example: Example) -> None:
     prefix = f".{folder.name}.making-"
     # The lock is held: what others left half done belongs to processes that are gone.
     for leftover in folder.parent.glob(f"{prefix}*"):
@@ -75,9 +84,9 @@ def _make(folder: Path, marker: dict[str, object], datasets: Mapping[str, Clips]
     workplace = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         new, old = workplace / "new", workplace / "old"
-        shutil.copytree(WEIGHTS, new / "model")
-        for name, wanted in datasets.items():
-            clips.write_dataset(new / name, seed=wanted.seed, count=wanted.count, concept=wanted.concept)
+        place_model(new / "model", example.task)
+        for name, made in example.datasets.items():
+            clips.write_dataset(new / name, seed=made.seed, count=made.count, concept=made.concept, sizes=made.sizes)
         (new / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -97,12 +106,11 @@ def _marker(folder: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _digest() -> str:
+def _digest(task: str) -> str:
     """A digest of what the example is made from, so that nobody has to remember a version number."""
     sources = [Path(str(module.__file__)) for module in (draw, clips)]
-    weights = sorted(path for path in WEIGHTS.rglob("*") if path.is_file())
     digest = hashlib.sha256()
-    for path in (*sources, *weights):
+    for path in (*sources, *model_files(task).values()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

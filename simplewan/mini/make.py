@@ -1,10 +1,10 @@
-"""Makes the miniature's trained weights from nothing: `python -m simplewan.mini.make FOLDER`.
+"""Makes the miniatures' trained weights from nothing: `python -m simplewan.mini.make FOLDER`.
 
 Imports the makers of this room; the transformers are trained by `simpletuner train` in a process of its own, from the
 JSON files in `recipes/`, like anybody's model. A part that is there is not made again, and one that was stopped goes on
 from its last checkpoint (the text encoder, a matter of minutes, begins anew), so the command can be killed and given
-again. What belongs into the package comes to lie in FOLDER/model and FOLDER/vae-2.2, weights in bfloat16.
-docs/miniature.md tells more.
+again. The image-to-video pair goes on from the text-to-video one, given the first frame. What belongs into the package
+comes to lie in FOLDER/model, FOLDER/i2v-model and FOLDER/ti2v-model, weights in bfloat16. docs/miniature.md tells more.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from simplewan.data.atomic import atomic_folder
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
-from simplewan.mini.clips import write_dataset
-from simplewan.mini.model import save_model, untrained_transformer
+from simplewan.mini.clips import SIZES, write_dataset
+from simplewan.mini.model import save_model, untrained_transformer, with_first_frame
 
 SEED = 42
-DATASETS = {"long": (SEED, 6000), "short": (SEED + 1, 3000)}  # seed and number of clips
+# Seed and number of clips, and their sizes: those of TI2V are multiples of 32.
+DATASETS = {"long": (SEED, 6000, SIZES), "short": (SEED + 1, 3000, SIZES), "square": (SEED + 2, 4000, ((64, 64),))}
 RECIPE = Path(__file__).with_name("recipes") / "config.json"
+# What differs from the recipe, which is that of T2V.
+I2V = ("max_train_steps=2000", "learning_rate=0.004", "lr_warmup_steps=100")
+TI2V = ("data_backend_config=square.json", "i2v_probability=0.7")
+VAE = {"t2v": "vae", "i2v": "vae", "ti2v": "vae-2.2"}
 # Small products: a second thread gains little, and page faults cost more than the arithmetic.
 QUICKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
@@ -50,28 +55,45 @@ def make(folder: Path, *, jobs: int) -> Path:
             partial(_script, "train_vae", folder / "vae"),
             partial(_script, "train_text", folder / "text"),
             *(
-                partial(_once, folder / "clips" / name, partial(write_dataset, seed=seed, count=count))
-                for name, (seed, count) in DATASETS.items()
+                partial(_once, folder / "clips" / name, partial(write_dataset, seed=seed, count=count, sizes=sizes))
+                for name, (seed, count, sizes) in DATASETS.items()
             ),
         )
-        _once(folder / "untrained", partial(_assemble, folder, trained=False))
+        _once(folder / "untrained", partial(_assemble, folder, "t2v", trained=False))
         # One step alone fills the caches, which the experts then share.
-        _train(folder, "cached", HIGH, "max_train_steps=1", "lr_warmup_steps=0")
+        _train(folder, "cached", "t2v", HIGH, "max_train_steps=1", "lr_warmup_steps=0")
         _all(
             jobs,
-            *(partial(_train, folder, expert, expert) for expert in EXPERT_SUBFOLDER),
+            *(partial(_train, folder, expert, "t2v", expert) for expert in EXPERT_SUBFOLDER),
             partial(_script, "train_vae", folder / "decoder", "--refine", str(folder / "vae")),
             partial(_script, "train_vae", folder / "vae-2.2", "--kind", "2.2"),
         )
-        _once(folder / "model", partial(_assemble, folder, trained=True))
+        for task in ("i2v", "ti2v"):
+            _once(folder / f"{task}-untrained", partial(_assemble, folder, task, trained=False))
+        _all(
+            jobs,
+            *(partial(_train, folder, f"i2v-{expert}", "i2v", expert, *I2V) for expert in EXPERT_SUBFOLDER),
+            partial(_train, folder, "ti2v-high", "ti2v", HIGH, *TI2V),
+        )
+        for task in VAE:
+            _once(folder / _named(task, "model"), partial(_assemble, folder, task, trained=True))
     return folder / "model"
 
 
-def _train(folder: Path, name: str, expert: str, *overrides: str) -> None:
-    """Trains an expert from nothing on its side of the boundary, into `folder`/`name`; goes on where it was stopped."""
+def _named(task: str, name: str) -> str:
+    return name if task == "t2v" else f"{task}-{name}"
+
+
+def _train(folder: Path, name: str, task: str, expert: str, *overrides: str) -> None:
+    """Trains an expert on its side of the boundary, into `folder`/`name`; goes on where it was stopped."""
     if (folder / name / EXPERT_SUBFOLDER[expert]).exists():
         return
-    wanted = [f"model_flavour=t2v-mini-{expert}", f"output_dir={folder / name}", *overrides]
+    wanted = [
+        f"model_flavour={task}-mini" if task == "ti2v" else f"model_flavour={task}-mini-{expert}",
+        f"pretrained_model_name_or_path={(folder / _named(task, 'untrained')).resolve()}",
+        f"output_dir={folder / name}",
+        *overrides,
+    ]
     _run("simplewan.cli", "train", "--config", str(RECIPE), *wanted, MINIATURE=str(folder.resolve()))
 
 
@@ -104,23 +126,37 @@ def _all(jobs: int, *parts: Callable[[], None]) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _assemble(folder: Path, target: Path, *, trained: bool) -> None:
-    """Writes the model folder from its parts; the transformers fresh from the seed, or as trained, in bfloat16."""
-    transformer: Any = WanTransformer3DModel
+def _assemble(folder: Path, task: str, target: Path, *, trained: bool) -> None:
+    """Writes a model folder from its parts; the transformers as training begins with them (float32), or as trained, in
+    bfloat16."""
     experts = {
-        expert: transformer.from_pretrained(folder / expert / part) if trained else untrained_transformer(SEED + number)
-        for number, (expert, part) in enumerate(EXPERT_SUBFOLDER.items())
+        expert: _trained(folder / _named(task, expert), expert) if trained else _beginning(folder, task, expert)
+        for expert in (EXPERT_SUBFOLDER if task != "ti2v" else (HIGH,))
     }
     vae: Any = AutoencoderKLWan
     text_encoder: Any = UMT5EncoderModel
     dtype = torch.bfloat16 if trained else torch.float32
     save_model(
         target,
-        vae=vae.from_pretrained(folder / ("decoder" if trained else "vae")).to(dtype),
+        task=task,
+        vae=vae.from_pretrained(folder / ("decoder" if trained and task != "ti2v" else VAE[task])).to(dtype),
         tokenizer=AutoTokenizer.from_pretrained(folder / "text" / "tokenizer"),
         text_encoder=text_encoder.from_pretrained(folder / "text" / "text_encoder").to(dtype),
         experts={name: model.to(dtype) for name, model in experts.items()},
     )
+
+
+def _beginning(folder: Path, task: str, expert: str) -> Any:
+    """An expert before its training: of chance, but that of I2V is the trained one of T2V."""
+    if task == "i2v":
+        return with_first_frame(_trained(folder / expert, expert))
+    number = len(EXPERT_SUBFOLDER) if task == "ti2v" else list(EXPERT_SUBFOLDER).index(expert)
+    return untrained_transformer(SEED + number, task)
+
+
+def _trained(folder: Path, expert: str) -> Any:
+    transformer: Any = WanTransformer3DModel
+    return transformer.from_pretrained(folder / EXPERT_SUBFOLDER[expert])
 
 
 def main() -> None:

@@ -44,12 +44,13 @@ def sample_sigmas(
     shift: float = 1.0,
     bounds: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator,
-    stratified: bool = False,
+    slices: Tensor | None = None,
+    num_slices: int = 1,
 ) -> Tensor:
     """`n` noise levels, (n,) float32 on the generator's device, never outside `bounds`.
 
-    `bounds` are sigmas after the shift. `stratified` draws one from each of n slices of equal probability, in random
-    order: the same distribution, less variance within a batch. Raises ValueError for bounds or a shift that make none.
+    `bounds` are sigmas after the shift. `slices` (n,) names for each draw the slice that it comes from, of `num_slices`
+    of equal probability. Raises ValueError for bounds or a shift that make none.
     """
     low, high = bounds
     if not 0 <= low <= high <= 1:
@@ -57,8 +58,8 @@ def sample_sigmas(
     if not shift > 0:
         raise ValueError(f"shift = {shift} is not above 0")
     p = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
-    if stratified:
-        p = (torch.randperm(n, generator=generator, device=generator.device) + p) / n
+    if slices is not None:
+        p = (slices.to(p.device) + p) / num_slices
     # 0 is a possible draw of rand; sigma = 0 has no noise and an infinite sigma_sqrt weight.
     p = p.clamp(min=2.0**-54)
     sigmas = truncated_quantile(sampling, p, unshift_sigma(low, shift), unshift_sigma(high, shift))
@@ -100,10 +101,15 @@ def loss_weights(sigmas_B: Tensor, weighting: str) -> Tensor:
     raise ValueError(f"weighting {weighting!r} is not one of {', '.join(WEIGHTINGS)}")
 
 
-def mse_per_sample(prediction_BCFHW: Tensor, target_BCFHW: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """The mean squared error of each sample, weighted: (B, C, F, H, W) -> (B,) float32, whatever the inputs' dtype."""
-    errors_B = (prediction_BCFHW.float() - target_BCFHW.float()).square().flatten(1).mean(dim=1)
-    return errors_B if weights_B is None else errors_B * weights_B.to(errors_B)
+def mse_per_sample(prediction_BCFHW: Tensor, target_BCFHW: Tensor, held_B: Tensor | None = None) -> Tensor:
+    """The mean squared error of each sample, (B, C, F, H, W) -> (B,) float32, whatever the inputs' dtype.
+
+    Of samples that are `held_B` (bool), whose latent frame 0 was given, it is that of the other frames.
+    """
+    squares = (prediction_BCFHW.float() - target_BCFHW.float()).square()
+    if held_B is None:
+        return squares.flatten(1).mean(dim=1)
+    return torch.where(held_B, squares[:, :, 1:].flatten(1).mean(dim=1), squares.flatten(1).mean(dim=1))
 
 
 def _per_sample(sigmas_B: Tensor, like_BCFHW: Tensor) -> Tensor:

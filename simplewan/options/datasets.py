@@ -100,8 +100,8 @@ class VideoOptions(Group):
     )
     is_i2v: bool | None = option(
         None,
-        later="image-to-video training",
-        help="Image-to-video training on this dataset; none follows the flavour.",
+        help="TI2V: whether the first frame of these clips is always (true) or never (false) given; none follows "
+        "i2v_probability. I2V models are always given it.",
     )
 
     @field_validator("num_frames", mode="after")

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simplewan.errors import Problem, UserError
-from simplewan.events import CheckpointSaved, Emit, EvalLoss, Event, Metric, Notice, Stage, ValidationRendered
+from simplewan.events import (
+    CheckpointSaved,
+    Emit,
+    EvalLoss,
+    Event,
+    Metric,
+    Notice,
+    PictureDrawn,
+    Stage,
+    ValidationRendered,
+)
 
 
 @dataclass(frozen=True)
@@ -85,22 +95,22 @@ class TensorBoard:
             for name, value in figures(event).items():
                 self._writer.add_scalar(name, value, event.step)
         elif isinstance(event, ValidationRendered):
-            self._add_clip(event)
+            self._add_picture(f"validation/{event.name}", event.sheet, event.step)
+            self._writer.add_text(f"validation/{event.name}", f"{event.prompt}\n\n`{event.video}`", event.step)
+        elif isinstance(event, PictureDrawn):
+            self._add_picture(event.name, event.path, event.step)
         elif isinstance(event, (CheckpointSaved, Stage)):
             self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
-    def _add_clip(self, event: ValidationRendered) -> None:
+    def _add_picture(self, name: str, path: str, step: int) -> None:
         import numpy as np
         from PIL import Image
 
-        with Image.open(event.sheet) as sheet:
-            self._writer.add_image(
-                f"validation/{event.name}", np.asarray(sheet.convert("RGB")), event.step, dataformats="HWC"
-            )
-        self._writer.add_text(f"validation/{event.name}", f"{event.prompt}\n\n`{event.video}`", event.step)
+        with Image.open(path) as picture:
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
 
 class WeightsAndBiases:
@@ -151,6 +161,8 @@ class WeightsAndBiases:
                     f"validation/{event.name}_sheet": self._wandb.Image(event.sheet, caption=caption),
                 }
             )
+        elif isinstance(event, PictureDrawn):
+            self._run.log({"step": event.step, event.name: self._wandb.Image(event.path)})
 
     def close(self) -> None:
         self._run.finish()

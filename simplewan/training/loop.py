@@ -99,13 +99,13 @@ def _update(
     names: list[str] = []
     metrics: list[Mapping[str, float]] = []
     epoch, sampler_state = role.epoch, role.sampler_state
-    for _ in range(settings.accumulation):
+    for place in range(settings.accumulation):
         signals.check()
         batch, draw, sampler_state = role.loader.next()
         epoch = draw.epoch
         names.extend(batch.names)
         with accelerator.accumulate():
-            loss = role.loss(batch, generator)
+            loss = role.loss(batch, generator, role.step * settings.accumulation + place)
             accelerator.backward(loss.value)
         losses.append(loss.value.detach())
         metrics.append(loss.metrics)

@@ -40,8 +40,9 @@ class LoaderLike(Protocol):
 class Role:
     """One trained network or adapter.
 
-    `loss(batch, generator)` computes the loss with this role active. `weights` and `load_weights` read and write what
-    is trained. `learning_rate(step)` is the rate of the role's own update `step` (from 1).
+    `loss(batch, generator, number)` computes the loss of the role's micro-batch `number` (from 0). `weights` and
+    `load_weights` read and write what is trained. `learning_rate(step)` is the rate of the role's own update `step`
+    (from 1).
     """
 
     name: str
@@ -49,7 +50,7 @@ class Role:
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
     loader: LoaderLike
-    loss: Callable[[BatchLike, torch.Generator], LossLike]
+    loss: Callable[[BatchLike, torch.Generator, int], LossLike]
     weights: Callable[[], Mapping[str, torch.Tensor]]
     load_weights: Callable[[Mapping[str, torch.Tensor]], None]
     step: int = 0

@@ -61,16 +61,18 @@ def describe(
     What speaks of the source's own format or of its configuration in PEFT is left out.
     """
     ranks = sorted({change.rank for change in changes} - {None})
-    known: dict[str, Any] = {} if flavour is None else {"task": flavour.task, "boundary": flavour.boundary}
+    known: dict[str, Any] = {}
+    model: dict[str, Any] = {}
     if flavour is not None:
-        known |= {"base_model": flavour.repository or None, "shift": flavour.training_shift}
+        known = {"base_model": flavour.repository or None, "shift": flavour.training_shift}
+        model = {"model_flavour": flavour.name, "task": flavour.task, "boundary": flavour.boundary}
     old = {key: value for key, value in metadata.items() if key not in (ADAPTER_METADATA, "alpha", "rank")}
     fresh = {
         "format": "pt",
         "lora_format": text,
         "expert": None if expert is None else f"{expert}_noise",
-        "model_flavour": None if flavour is None else flavour.name,
         "rank": (ranks[0] if len(ranks) == 1 else ranks) if ranks else None,
+        **model,
     }
     return {**_as_text(known), **old, **_as_text(fresh)}
 

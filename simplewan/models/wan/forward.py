@@ -97,8 +97,7 @@ def embed(
     dtype = transformer.patch_embedding.weight.dtype
     conditions = transformer.condition_embedder
     text_BLD, text_bias = merge_padding(text_BLD.to(dtype), text_lengths, dtype=product_dtype(text_BLD.device, dtype))
-    temb_BRD = _embed_time(conditions, timestep).to(dtype)
-    rows_BR6D = conditions.time_proj(conditions.act_fn(temb_BRD)).unflatten(-1, (6, -1))
+    temb_BRD, rows_BR6D = modulation_rows(conditions, timestep, dtype)
     hidden_BSD = embed_patches(transformer.patch_embedding, hidden_states_BCFHW.to(dtype))
     text_BLD = conditions.text_embedder(text_BLD)
     if image_BLD is not None:
@@ -114,6 +113,16 @@ def embed_patches(convolution: nn.Conv3d, latents_BCFHW: Tensor) -> Tensor:
         patches = patches.unflatten(axis, (-1, step))
     patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
     return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
+
+
+def modulation_rows(conditions: nn.Module, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The time embedding (B, R, D) and the modulation (B, R, 6, D) of timesteps (B,) or (B, R), in `dtype`.
+
+    TI2V has two timesteps a sample, and a row a latent frame says so: blocks spread rows over frames by broadcasting.
+    Two rows and `token_rows` would be fewer, but each block would gather six (B, S, D) of them.
+    """
+    temb_BRD = _embed_time(conditions, timestep).to(dtype)
+    return temb_BRD, conditions.time_proj(conditions.act_fn(temb_BRD)).unflatten(-1, (6, -1))
 
 
 def _embed_time(conditions: nn.Module, timestep: Tensor) -> Tensor:

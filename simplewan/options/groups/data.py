@@ -65,6 +65,13 @@ class DataOptions(Group):
     caption_dropout_probability: float = option(
         0.0, minimum=0, maximum=1, help="Share of samples trained with an empty caption; keeps guidance working."
     )
+    i2v_probability: float = option(
+        0.5,
+        minimum=0,
+        maximum=1,
+        help="TI2V: share of clips trained as image-to-video, with the first frame given; the rest is text-to-video. "
+        "A dataset's video.is_i2v goes before.",
+    )
     disable_bucket_pruning: bool = option(
         False,
         help="Keep buckets with fewer samples (times repeats + 1) than a batch: they give a batch every few epochs.",

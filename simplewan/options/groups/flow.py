@@ -32,17 +32,15 @@ class TreadOptions(BaseModel):
 class FlowOptions(Group):
     flow_sampling: str = option(
         "sigmoid",
-        choices=("uniform", "sigmoid", "logit_normal", "mode"),
-        later_choices={"beta": "timesteps from a beta distribution"},
+        choices=("uniform", "sigmoid", "logit_normal", "mode", "beta"),
         aliases={"logit-normal": "logit_normal"},
         help="Distribution of the training timesteps before the shift; sigmoid is a bell around the middle.",
     )
     flow_sigmoid_scale: float = option(
         1.0,
-        minimum=0,
-        later='the scale of sigmoid (flow_sampling "logit_normal" with this as flow_logit_std is the same)',
+        minimum=1e-3,
         applies="flow_sampling=sigmoid",
-        help="Width of the bell: sigmoid(scale * normal).",
+        help="Width of the bell: sigmoid(scale * normal); below 1 narrower, above 1.4 with a peak at either end.",
     )
     flow_logit_mean: float = option(
         0.0, applies="flow_sampling=logit_normal", help="Mean of the normal under the sigmoid; above 0 means noisier."
@@ -59,6 +57,27 @@ class FlowOptions(Group):
         maximum=1.75,
         applies="flow_sampling=mode",
         help="Scale s of mode sampling: 1 - u - s (cos^2(pi u / 2) - 1 + u).",
+    )
+    flow_beta_schedule_alpha: float = option(
+        2.0,
+        minimum=0.5,
+        maximum=100,
+        applies="flow_sampling=beta",
+        help="Exponent alpha of the beta distribution, x^(alpha - 1) (1 - x)^(beta - 1); larger means noisier.",
+    )
+    flow_beta_schedule_beta: float = option(
+        2.0,
+        minimum=0.5,
+        maximum=100,
+        applies="flow_sampling=beta",
+        help="Exponent beta of the beta distribution; larger means cleaner.",
+    )
+    num_timestep_buckets: int = option(
+        0,
+        minimum=0,
+        maximum=1000,
+        help="Cut the distribution of timesteps into this many parts of equal probability, and draw from each of them "
+        "once before any comes again: less chance in short runs and small batches; 0 draws each timestep by itself.",
     )
     flow_weighting: str = option(
         "none",

@@ -127,8 +127,7 @@ class ModelOptions(Group):
     )
     wan_force_2_1_time_embedding: bool = option(
         False,
-        later="one time embedding a sample for Wan 2.2",
-        help="Use Wan 2.1's time embedding, one a sample, instead of Wan 2.2's one a token.",
+        help="TI2V: embed one timestep a sample, as Wan 2.1 does, though a first frame that is given is at timestep 0.",
     )
     gradient_checkpointing: bool = option(
         False, help="Recompute each block in the backward pass: far less memory, about a third more time."
