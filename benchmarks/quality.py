@@ -35,7 +35,7 @@ from simplewan.mini.draw import HELD_BACK, caption, is_held_out, random_scene
 from simplewan.mini.measure import Seen, measure
 from simplewan.mini.model import FLAVOUR, WEIGHTS
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
-from simplewan.models.export import read_lora
+from simplewan.models.lora.read import read_lora
 from simplewan.reporting.quiet import quiet_loading_bars, settle_environment
 
 SIZES = ("64x64", "80x48", "48x80")

@@ -20,7 +20,7 @@ from torch import Tensor
 from simplewan.flavours import Flavour
 from simplewan.mini.draw import Scene, caption, draw_frames
 from simplewan.models.adapters import attach_lora
-from simplewan.models.export import read_lora
+from simplewan.models.lora.read import read_lora
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.sources import present_experts

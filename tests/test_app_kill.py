@@ -161,7 +161,7 @@ POINTS = {
     "before a planned loss on fixed samples": Point("simplewan.app.hooks:EvalHook._measure"),
     "between a sheet and its record": Point("simplewan.validation.runner:save_png", call=4, after=True),
     "before the last validation": Point("simplewan.validation.runner:Validator.run"),
-    "in the final weights": Point("simplewan.models.export:sort_metadata", match="safetensors"),
+    "in the final weights": Point("simplewan.models.lora.write:sort_metadata", match="safetensors"),
     "before the end is marked": Point("simplewan.app.hooks:mark_finished"),
     "while the end is marked": Point("simplewan.data.atomic:sync", match="finished.json"),
 }

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import WanPipeline
+from lora_files import lycoris_tensors
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import save_tiny_model, tiny_transformer
@@ -29,7 +30,8 @@ from simplewan.cli.listing import SAMPLE_KEYS
 from simplewan.flavours import find_flavour
 from simplewan.mini.clips import write_dataset
 from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora
-from simplewan.models.export import lora_metadata, save_lora
+from simplewan.models.lora.formats import told_expert
+from simplewan.models.lora.write import lora_metadata, save_lora
 from simplewan.options.catalogue import catalogue
 from simplewan.options.declare import Group
 from simplewan.options.groups.adapter import AdapterOptions
@@ -290,7 +292,7 @@ def test_checkpoints_may_be_removed_while_they_are_looked_at(
     assert rendered(model, capfd, *kind)[0] == newest
     shutil.copytree("kept/checkpoint-3", "out/checkpoint-3")
     # What vanishes while it is found is not taken for a run without weights: the newest that is there now is found.
-    reading = weights_module.read_part if full else weights_module.read_lora
+    reading = weights_module.read_part if full else weights_module.read_file
     left = ["out/checkpoint-3"]
 
     def vanishing(*arguments: Path) -> object:
@@ -298,7 +300,7 @@ def test_checkpoints_may_be_removed_while_they_are_looked_at(
             shutil.rmtree(left.pop())
         return reading(*arguments)
 
-    monkeypatch.setattr(weights_module, "read_part" if full else "read_lora", vanishing)
+    monkeypatch.setattr(weights_module, "read_part" if full else "read_file", vanishing)
     clip, said = rendered(model, capfd, *kind)
     assert clip != newest and "(step 2)" in said
 
@@ -372,7 +374,7 @@ def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
     ],
 )
 def test_only_a_word_of_its_own_tells_an_expert(name: str, expert: str | None) -> None:
-    assert weights_module.told_expert(name) == expert
+    assert told_expert(name) == expert
 
 
 def test_a_lora_of_another_model_or_expert_is_warned_of(
@@ -472,6 +474,19 @@ def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.T
         assert sample(model, "prompt=a cat", *words) == 0
     torch.testing.assert_close(latents[0], latents[1], rtol=0, atol=1e-4)
     assert (latents[0] - latents[2]).abs().max() > 1e-2
+
+
+def test_lycoris_acts_as_merged_into_the_base(model: Path, latents: list[torch.Tensor]) -> None:
+    save_file(lycoris_tensors("lokr", factor=4)[1], "x_high_noise.safetensors")
+    assert sample(model, f"prompt={PROMPT}", "adapter=x_high_noise.safetensors", "adapter_scale=0.5") == 0
+    words = ("export", "x_high_noise.safetensors", "--to", "merged", f"base={model}", "scale=0.5", "output=merged")
+    assert main([*words]) == 0
+    merged = "pretrained_transformer_model_name_or_path=merged"
+    assert sample(model, f"prompt={PROMPT}", "adapter=none", merged) == 0
+    assert sample(model, f"prompt={PROMPT}", "adapter=none") == 0
+    with_file, with_merged, base = latents
+    torch.testing.assert_close(with_file, with_merged, rtol=0, atol=1e-5)
+    assert (with_file - base).abs().max() > 1e-3
 
 
 def other_keys(path: Path) -> Path:

@@ -217,7 +217,7 @@ def test_the_lora_of_the_readme_loads_in_diffusers(tmp_path: Path, monkeypatch: 
 
     from simplewan.mini.model import build_model
     from simplewan.models.adapters import adapter_parameters, adapter_scale, adapter_state, add_lora
-    from simplewan.models.export import save_lora
+    from simplewan.models.lora.write import save_lora
     from simplewan.options.groups.adapter import AdapterOptions
 
     build_model(tmp_path / "model", seed=1)

@@ -26,8 +26,10 @@ from simplewan.models.adapters import (
     matched_modules,
     train_fully,
 )
-from simplewan.models.export import lora_file_name, lora_metadata, read_lora, save_lora, verify_lora_file
 from simplewan.models.keys import to_diffusers, to_original
+from simplewan.models.lora.read import read_lora
+from simplewan.models.lora.verify import verify_lora_file
+from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.models.wan.forward import velocity
 from tests.tiny import seeded, tiny_pipeline, tiny_transformer
 

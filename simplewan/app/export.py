@@ -11,7 +11,7 @@ from simplewan.data.atomic import atomic_folder
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state, cast_for_saving
-from simplewan.models.export import lora_file_name, lora_metadata, save_lora
+from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.options.experts import adapter_of
 
 

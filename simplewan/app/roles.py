@@ -28,7 +28,7 @@ from simplewan.models.adapters import (
     load_adapter_state,
     train_fully,
 )
-from simplewan.models.export import read_lora
+from simplewan.models.lora.read import read_lora
 from simplewan.models.placement import own_memory
 from simplewan.models.wan.conditioning import extra_channels
 from simplewan.models.wan.forward import WanForward

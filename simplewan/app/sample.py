@@ -29,7 +29,7 @@ from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, User
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.wan.checking import check_files
-from simplewan.models.wan.sources import present_experts
+from simplewan.models.wan.sources import present_experts, source
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.console import Console
@@ -309,7 +309,8 @@ def announce(
     for name in experts:
         own = weights.get(name, Weights())
         strength = f", strength {scale:g}" if own.loras and scale != 1 else ""
-        what = f"{own}{strength}" if str(own) else f"{EXPERT_SUBFOLDER[name]} of {base}, nothing added"
+        place = source(context.options.model, context.flavour, EXPERT_SUBFOLDER[name])
+        what = f"{own}{strength}" if str(own) else f"{place.part} of {place.name}, nothing added"
         who = "transformer" if context.flavour.boundary is None else f"{name}-noise expert"
         context.say(f"{who}, {steps.get(name, 0)} of {len(used)} steps: {what}")
     if scale != 1 and not any(each.loras for each in weights.values()):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplewan.app.context import Context
+from simplewan.app.lora_files import LORA_FILES, name_a_checkpoint
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.checkpoints import CheckpointStore
@@ -22,19 +23,18 @@ from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, find_flavour
-from simplewan.models.adapters import attach_lora
-from simplewan.models.export import lora_file_name, read_lora
+from simplewan.models.lora.merge import attach_changes
+from simplewan.models.lora.read import LoraFile, read_file
+from simplewan.models.lora.write import lora_file_name
 from simplewan.models.wan.loading import load_transformer
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.recognition import told_expert
 
-LORA_FILES = "pytorch_lora_weights*.safetensors"
-
 
 @dataclass(frozen=True)
 class Stored:
-    """A file and what it holds. It is read when it is found: a run may remove it before the model is loaded."""
+    """A checkpoint's file and what it holds. A run may remove it before the model is loaded, so it is read now."""
 
     file: Path
     state: Mapping[str, Tensor] = field(repr=False)
@@ -47,7 +47,7 @@ class Stored:
 class Weights:
     """What an expert gets: LoRA files, or all of its weights (a transformer's folder, or a checkpoint's)."""
 
-    loras: tuple[Stored, ...] = ()
+    loras: tuple[LoraFile, ...] = ()
     transformer: Path | None = None
     checkpoint: Stored | None = None
     step: int | None = None
@@ -89,8 +89,10 @@ def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> 
     for expert in flavour.experts:
         file = path / (f"{expert}.weights.safetensors" if full else lora_file_name(flavour, expert))
         if file.is_file() and not (expert in found and finished is not None and found[expert].step == finished):
-            read = _read_checkpoint(file) if full else _read_lora(file)
-            found[expert] = Weights(checkpoint=read, step=step) if full else Weights(loras=(read,), step=step)
+            if full:
+                found[expert] = Weights(checkpoint=_read_checkpoint(file), step=step)
+            else:
+                found[expert] = Weights(loras=(_read_lora(file),), step=step)
     if not path.is_dir():
         raise _Vanished
     return found
@@ -109,9 +111,9 @@ def _final(output: Path, flavour: Flavour, expert: str, *, full: bool) -> Weight
     return Weights(loras=(_read_lora(file),), step=int(recorded) if recorded.isdecimal() else step)
 
 
-def _read_lora(file: Path) -> Stored:
+def _read_lora(file: Path) -> LoraFile:
     try:
-        return Stored(file, read_lora(file)[0])
+        return read_file(file)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise _Vanished from error
@@ -138,7 +140,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
             files = _loras_in(path, key) if path.is_dir() else [path]
             if not files:
                 problems.append(
-                    Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), _name_a_checkpoint(path))
+                    Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), name_a_checkpoint(path))
                 )
             for file in files:
                 expert = _expert_of(file, key, flavour)
@@ -158,11 +160,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
                         emit(Notice(doubt, severity="warning"))
     if problems:
         raise UserError(*problems)
-    return {
-        expert: Weights(loras=tuple(Stored(file, read_lora(file)[0]) for file in files))
-        for expert, files in loras.items()
-        if files
-    }
+    return {expert: Weights(loras=tuple(read_file(file) for file in files)) for expert, files in loras.items() if files}
 
 
 def _loras_in(folder: Path, key: str) -> list[Path]:
@@ -171,12 +169,6 @@ def _loras_in(folder: Path, key: str) -> list[Path]:
     if key == "adapter":
         return files
     return [file for file in files if _told(file) in (None, key.removeprefix("adapter_"))]
-
-
-def _name_a_checkpoint(folder: Path) -> str:
-    """What to do about a folder without LoRAs: until a run has ended, they lie in its checkpoints."""
-    steps = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True).steps()
-    return f"name a checkpoint in it: {folder / f'checkpoint-{steps[-1]}'}" if steps else "name the file"
 
 
 def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
@@ -239,9 +231,9 @@ def load_weighted(context: Context, name: str, weights: Weights, *, scale: float
     return expert
 
 
-def _attach(context: Context, expert: Expert, lora: Stored, *, scale: float, adapter_name: str) -> None:
+def _attach(context: Context, expert: Expert, lora: LoraFile, *, scale: float, adapter_name: str) -> None:
     try:
-        absent = attach_lora(expert.transformer, lora.state, scale=scale, name=adapter_name)
+        absent = attach_changes(expert.transformer, lora.changes, strength=scale, name=adapter_name)
     except ValueError as error:
         fix = f"it was made for another model than {context.flavour.name}, or is no LoRA of a Wan transformer"
         raise UserError(Problem(str(lora), f"does not fit: {error}", fix=fix)) from error

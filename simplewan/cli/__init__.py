@@ -24,6 +24,8 @@ commands:
   sample      render prompts, with what was trained: sample [env=NAME | ...] [prompt="..."] [adapter=FILE] [key=value]
   cache       fill, check, list and prune the caches: cache [env=NAME | ...] [--list | --verify | --prune] [key=value]
   dataset     show what the datasets become, as a page: dataset report [env=NAME | ...] [output=FILE] [--json]
+  export      LoRA files to other tools' formats, or merged: export [FILE ...] --to FORMAT [output=PLACE] [key=value]
+  lora        what a LoRA file is, whether it is sound, and what reads it: lora doctor FILE ... [--json]
   options     search the list of options: options [WORD ...] [--json]
   examples    bundled examples: examples list | examples copy NAME
   configure   write a configuration by answering questions (to come)
@@ -86,6 +88,18 @@ def _dataset(arguments: Sequence[str]) -> int:
     return run(arguments, environ=os.environ)
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from simplewan.cli.export import run
+
+    return run(arguments, environ=os.environ)
+
+
+def _lora(arguments: Sequence[str]) -> int:
+    from simplewan.cli.lora import run
+
+    return run(arguments, environ=os.environ)
+
+
 def _options(arguments: Sequence[str]) -> int:
     from simplewan.cli.options import run
 
@@ -112,6 +126,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": _sample,
     "cache": _cache,
     "dataset": _dataset,
+    "export": _export,
+    "lora": _lora,
     "options": _options,
     "examples": _examples,
     "configure": _configure,

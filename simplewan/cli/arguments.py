@@ -28,7 +28,7 @@ _PAIR = re.compile(r"^-{0,2}[A-Za-z_][\w.-]*=", re.DOTALL)
 class Arguments:
     """What was asked for. At most one of `config`, `env` and `example` counts; `problems` holds what is wrong.
 
-    `own` holds the values, in order, of the command's own arguments, which are no options.
+    `own` holds the values, in order, of the command's own arguments, which are no options; `words` those without a key.
     """
 
     config: Path | None = None
@@ -36,6 +36,7 @@ class Arguments:
     example: str | None = None
     help: bool = False
     own: dict[str, list[str]] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -49,12 +50,17 @@ class Arguments:
 
 
 def parse(
-    argv: Sequence[str], *, environ: Mapping[str, str], own: Collection[str] = (), flags: Collection[str] = ()
+    argv: Sequence[str],
+    *,
+    environ: Mapping[str, str],
+    own: Collection[str] = (),
+    flags: Collection[str] = (),
+    words: bool = False,
 ) -> Arguments:
     """The arguments of the command line, those of TRAINER_EXTRA_ARGS before them, so that the command line wins.
 
     `own` are the arguments with a value that a command has besides the options (they win over an option of that name)
-    and `flags` those without one, whose value is "true".
+    and `flags` those without one, whose value is "true". With `words`, what has no key is kept: names of files.
     """
     arguments = Arguments()
     try:
@@ -65,7 +71,7 @@ def parse(
     _Words(arguments).read(extra, where="environment TRAINER_EXTRA_ARGS")  # options of train: no own arguments there
     inherited = arguments.config, arguments.env, arguments.example
     arguments.config = arguments.env = arguments.example = None
-    _Words(arguments, frozenset(own), frozenset(flags)).read(argv, where=COMMAND_LINE)
+    _Words(arguments, frozenset(own), frozenset(flags), words).read(argv, where=COMMAND_LINE)
     if not any((arguments.config, arguments.env, arguments.example)):
         arguments.config, arguments.env, arguments.example = inherited
     if not any((arguments.config, arguments.env, arguments.example)):
@@ -87,6 +93,7 @@ class _Words:
     arguments: Arguments
     own: frozenset[str] = frozenset()
     flags: frozenset[str] = frozenset()
+    words: bool = False
 
     def read(self, argv: Sequence[str], *, where: str) -> None:
         position = 0
@@ -106,8 +113,13 @@ class _Words:
                     self._store(key, str(following), where=where)
                 else:
                     self._store_alone(key, where=where)
+            elif self.words and (Path(word).exists() or not self._is_known(plain_key(word))):
+                self.arguments.words.append(word)
             else:
                 self.arguments.problems.append(self._stray(word, where))
+
+    def _is_known(self, key: str) -> bool:
+        return key in (*self.own, *self.flags, *catalogue(), *PICKS)
 
     def _takes(self, key: str, following: str | None) -> bool:
         """Whether `--key` takes the next word as its value."""

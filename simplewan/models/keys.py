@@ -42,6 +42,14 @@ _TOP = {
 _BLOCK_BACK = {theirs: ours for ours, theirs in _BLOCK.items()}
 _TOP_BACK = {theirs: ours for ours, theirs in _TOP.items()}
 _IN_BLOCK = re.compile(r"(blocks\.\d+\.)(.+)")
+_FLAT_BLOCK = re.compile(r"blocks_(\d+)_(.+)")
+# In each naming: the name (dots kept, or underscores in their place) to diffusers' name.
+_EXACT = {
+    "original": (_BLOCK_BACK, _TOP_BACK),
+    "diffusers": ({name: name for name in _BLOCK}, {name: name for name in _TOP}),
+}
+# Names of parameters: all else names a module, whose parameters are weight and bias.
+_PARAMETERS = ("scale_shift_table", "pos_embed")
 
 
 def to_original(name: str) -> str:
@@ -52,6 +60,27 @@ def to_original(name: str) -> str:
 def to_diffusers(name: str) -> str:
     """diffusers' name of Wan's own `name`, the inverse of `to_original`. Raises KeyError."""
     return _translate(name, _BLOCK_BACK, _TOP_BACK)
+
+
+def find_module(name: str, *, naming: str) -> str | None:
+    """diffusers' name of exactly the module or parameter `name`, in "original" or "diffusers" `naming`; None if none.
+
+    Dots may be underscores, as in blocks_0_self_attn_q.
+    """
+    block, top = _EXACT[naming]
+    if (inside := _IN_BLOCK.fullmatch(name)) is not None:
+        return None if inside[2] not in block else inside[1] + block[inside[2]]
+    if (flat := _FLAT_BLOCK.fullmatch(name)) is not None:
+        found = next((ours for theirs, ours in block.items() if theirs.replace(".", "_") == flat[2]), None)
+        return None if found is None else f"blocks.{flat[1]}.{found}"
+    if name in top:
+        return top[name]
+    return next((ours for theirs, ours in top.items() if theirs.replace(".", "_") == name), None)
+
+
+def is_parameter(name: str) -> bool:
+    """Whether `name`, diffusers', is a parameter's, such as the modulation of a block, and not a module's."""
+    return name.rpartition(".")[2] in _PARAMETERS
 
 
 def _translate(name: str, block: Mapping[str, str], top: Mapping[str, str]) -> str:

@@ -1,0 +1,248 @@
+"""`simpletuner export`: LoRA and LyCORIS files in another tool's format, verified, or merged into the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from simplewan.app.lora_files import find_loras, without_expert
+from simplewan.data.atomic import atomic_path
+from simplewan.errors import Problem, UserError, shorten
+from simplewan.events import Emit, Notice
+from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, HIGH, Flavour, find_flavour
+from simplewan.models.lora.approximate import as_lora
+from simplewan.models.lora.change import Change
+from simplewan.models.lora.doctor import LOADS, verdicts
+from simplewan.models.lora.formats import CONVENTIONS
+from simplewan.models.lora.read import LoraFile, examine_file, read_file, some
+from simplewan.models.lora.skeleton import Shapes, shapes_of, shapes_told
+from simplewan.models.lora.verify import read_as_diffusers, verify_export
+from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
+from simplewan.models.wan.sources import ModelSource, Source, part_folder, source
+from simplewan.options.sources import COMMAND_LINE
+from simplewan.recognition import told_expert
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FOLDER = "export"
+# The tools that a format is for, by the names that the doctor gives them.
+_READERS = {
+    "universal": ("diffusers", "ComfyUI", "DiffSynth", "LightX2V"),
+    "comfyui": ("ComfyUI",),
+    "musubi": ("musubi",),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. `output` None: a folder beside the files. `model` names the base, where one is named.
+
+    `scale` multiplies the effect, `alpha` replaces the files' own, `as_lora` is the rank of LoRAs that approximate.
+    `drop` leaves out what the format cannot say. `expert` is that of the file, when it does not tell.
+    """
+
+    places: Sequence[Path]
+    to: str
+    output: Path | None = None
+    dtype: str | None = None
+    scale: float = 1.0
+    alpha: float | None = None
+    as_lora: int | None = None
+    drop: bool = False
+    overwrite: bool = False
+    expert: str | None = None
+    original: bool = False
+    flavour: Flavour | None = None
+    model: ModelSource | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A file's changes with everything that was asked for done to them."""
+
+    file: LoraFile
+    changes: tuple[Change, ...]
+    expert: str | None
+    flavour: Flavour | None
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and read back."""
+
+    source: str
+    path: str
+    format: str
+    expert: str | None
+    modules: int
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        which = f", {self.expert}-noise expert" if self.expert else ""
+        return f"{self.path}: {self.modules} modules{which}, read back and equal"
+
+
+def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
+    """Read all files and do what was asked to their changes. Raises UserError."""
+    return [_ready(read_file(path, drop=request.drop), request, emit=emit) for path in find_loras(request.places)]
+
+
+def _ready(file: LoraFile, request: Request, *, emit: Emit) -> Ready:
+    expert = request.expert or told_expert(file.metadata.get("expert", "")) or told_expert(file.path.stem)
+    flavour = request.flavour
+    if flavour is None and (name := file.metadata.get("model_flavour")) is not None:
+        try:
+            flavour = find_flavour(name)
+        except KeyError:  # a flavour that only others know says nothing
+            flavour = None
+    if flavour is not None and flavour.boundary is None:
+        expert = None
+    elif flavour is not None:
+        expert = expert or flavour.stage
+    changes, errors = list(file.changes), {}
+    try:
+        if request.alpha is not None:
+            changes = [change if change.rank is None else replace(change, alpha=request.alpha) for change in changes]
+        changes = [change.times(request.scale) for change in changes]
+        if request.as_lora is not None:
+            changes, errors = _approximate(changes, request.as_lora)
+    except ValueError as error:
+        fix = "leave scale and as_lora out, or merge it into the base: --to merged"
+        raise UserError(Problem(str(file), str(error), fix=fix)) from error
+    if errors:
+        worst = max(errors, key=lambda module: errors[module])
+        text = f"{file}: {len(errors)} modules approximated by rank {request.as_lora}; relative error up to"
+        emit(Notice(f"{text} {errors[worst]:.2g} ({worst})", severity="warning" if errors[worst] > 0.1 else "info"))
+    return Ready(file, tuple(changes), expert, flavour, errors)
+
+
+def _approximate(changes: Sequence[Change], rank: int) -> tuple[list[Change], dict[str, float]]:
+    """Every matrix as a LoRA of at most `rank`, and the relative errors; norms and biases stay as they are."""
+    near, errors = [], {}
+    for change in changes:
+        shape = change.shape
+        if shape is None or len(shape) != 2:
+            near.append(change)
+            continue
+        lora, error = as_lora(change, rank)
+        near.append(lora)
+        if lora is not change:
+            errors[change.module] = error
+    return near, errors
+
+
+def export(request: Request, *, emit: Emit) -> list[Exported]:
+    """Write every file in the format `request.to`, read it back with an independent map, and tell. Raises UserError."""
+    ready = ready_files(request, emit=emit)
+    targets = [_target(each, request) for each in ready]
+    check_targets(targets, [each.file.path for each in ready], overwrite=request.overwrite)
+    return [_export(each, target, request, emit=emit) for each, target in zip(ready, targets, strict=True)]
+
+
+def _target(ready: Ready, request: Request) -> Path:
+    """The file that is written: named, or in a folder by its own name, the format and the expert."""
+    output = request.output
+    if output is not None and output.suffix == ".safetensors":
+        return output
+    ending = f"_{ready.expert}_noise" if ready.expert else ""
+    name = f"{without_expert(ready.file.path.stem)}_{request.to}{ending}.safetensors"
+    return (output or ready.file.path.parent / FOLDER) / name
+
+
+def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, overwrite: bool) -> None:
+    """That nothing is written twice, over what is read, or (unless asked) over what is there. Raises UserError."""
+    problems = []
+    for target in dict.fromkeys(targets):
+        if targets.count(target) > 1:
+            message, fix = "would be written more than once", "name a folder, or one file at a time"
+            problems.append(Problem(COMMAND_LINE, message, "output", str(target), fix))
+        elif any(target.exists() and path.exists() and target.samefile(path) for path in sources):
+            problems.append(Problem(COMMAND_LINE, "is what is read", "output", str(target), "name another"))
+        elif target.exists() and not overwrite:
+            problems.append(Problem(COMMAND_LINE, "is there already", "output", str(target), "give --overwrite"))
+    if problems:
+        raise UserError(*problems)
+
+
+def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Exported:
+    convention = CONVENTIONS[request.to]
+    changes, lost = fitted(ready.changes, convention)
+    if lost and (not request.drop or not changes):
+        raise UserError(_unsaid(ready.file, lost, request.to))
+    if lost:
+        emit(Notice(f"{ready.file}: left out: {shorten(some(lost), 300)}", severity="warning"))
+    dtype = dtype_of(ready.file, request)
+    metadata = describe(
+        ready.file.metadata,
+        changes,
+        text=convention.text,
+        expert=ready.expert,
+        flavour=ready.flavour,
+    )
+    try:
+        shapes = _shapes(ready, request)
+        tensors = tensors_of(changes, convention, dtype)
+        with atomic_path(target) as temporary:
+            write_tensors(temporary, tensors, metadata)
+            verify_export(temporary, changes, convention=request.to, shapes=shapes, dtype=dtype)
+            if request.to == "diffusers":
+                _check_diffusers(temporary, changes)
+            _tell_of_tools(temporary, target, request, emit=emit)
+    except ValueError as error:
+        message = f"was not exported to {request.to}: {error}"
+        fix = "`simpletuner lora doctor` shows what is in it"
+        raise UserError(Problem(str(ready.file), message, fix=fix)) from error
+    return Exported(str(ready.file), str(target), request.to, ready.expert, len(changes), ready.errors)
+
+
+def _unsaid(file: LoraFile, lost: Sequence[str], to: str) -> Problem:
+    fix = "merge it (--to merged), approximate it (--as-lora RANK), or leave that out (--drop)"
+    return Problem(str(file), f"cannot be told to {to} as a whole: {some(list(lost))}", fix=fix)
+
+
+def _tell_of_tools(path: Path, target: Path, request: Request, *, emit: Emit) -> None:
+    """Say which tools, of those that the format is for, will not take all of the file."""
+    for verdict in verdicts(examine_file(path)):
+        if verdict.tool in _READERS.get(request.to, ()) and verdict.outcome != LOADS:
+            reason = f": {verdict.reason}" if verdict.reason else ""
+            emit(Notice(f"{target}: {verdict.tool} {verdict.outcome}{reason}", severity="warning"))
+
+
+def _check_diffusers(path: Path, changes: Sequence[Change]) -> None:
+    """That diffusers' own loader takes all of a file in its format. Raises ValueError."""
+    found = read_as_diffusers(path)
+    lost = [change.module for change in changes if change.module not in found]
+    if lost:
+        raise ValueError(f"diffusers passes over {some(lost)}")
+
+
+def _shapes(ready: Ready, request: Request) -> Shapes:
+    """The weights of the base where one is named and local, else those of the model that the file tells of."""
+    place = base_place(request, ready)
+    if place is not None and place.is_local and (config := part_folder(place) / "config.json").is_file():
+        return shapes_of(config)
+    return shapes_told(ready.changes)
+
+
+def base_place(request: Request, ready: Ready) -> Source | None:
+    """Where the base's transformer is to be taken from; None if neither the options nor the file name a base."""
+    if request.model is None:
+        return None
+    named = request.model.pretrained_model_name_or_path or request.model.pretrained_transformer_model_name_or_path
+    flavour = request.flavour or ready.flavour
+    if flavour is None and not named:
+        return None
+    part = EXPERT_SUBFOLDER[ready.expert or HIGH]
+    return source(request.model, flavour or find_flavour(DEFAULT_FLAVOUR), part)
+
+
+def dtype_of(file: LoraFile, request: Request) -> torch.dtype:
+    """The dtype asked for, else the file's own when it is one of those that are written, else float32."""
+    if request.dtype is not None:
+        return DTYPES[request.dtype]
+    own = {dtype for dtype in file.dtypes if dtype.is_floating_point}
+    large = own - {torch.float32} or own
+    return large.pop() if len(large) == 1 and large <= set(DTYPES.values()) else torch.float32

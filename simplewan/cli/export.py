@@ -1,0 +1,180 @@
+"""`simpletuner export`: which files to which format; a configuration is read only where it says something.
+
+Imports options; `app`, and torch with it, only when there is something to export. Standard output holds the names of
+the files, or one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.configuration import find_configuration, load_configuration, with_example
+from simplewan.errors import EXIT_DONE, Problem, UserError
+from simplewan.options import Loaded
+from simplewan.options.sources import COMMAND_LINE, Override, did_you_mean
+from simplewan.reporting.quiet import settle_environment
+
+MERGED = "merged"
+TARGETS = ("universal", "comfyui", "diffusers", "musubi", "lycoris", MERGED)
+CHOICES = {
+    "to": TARGETS,
+    "dtype": ("fp32", "fp16", "bf16"),
+    "expert": ("high", "low"),
+    "layout": ("diffusers", "original"),
+}
+OWN = (*CHOICES, "output", "scale", "alpha", "as_lora", "base")
+FLAGS = ("json", "drop", "overwrite")
+HELP = """usage: simpletuner export [FILE ...] --to FORMAT [env=NAME | example=NAME | --config FILE] [key=value ...]
+
+Writes LoRA and LyCORIS files of any tool in another tool's format, or merges them into the base model. A folder (a
+run's output_dir, or a checkpoint) stands for the LoRAs in it; without a FILE it is the output_dir of the configuration.
+What is written is read back with another key map, and refused when a key, a shape or a value does not match.
+
+  --to universal    ComfyUI, diffusers, DiffSynth and LightX2V: diffusion_model., lora_A and lora_B, scale 1
+  --to comfyui      the same; changes of modulation tables, which few files have, in ComfyUI's spelling
+  --to diffusers    transformer., diffusers' names: for load_lora_weights; no LyCORIS
+  --to musubi       lora_unet_, lora_down, lora_up and alpha: for musubi-tuner, and kohya's tools
+  --to lycoris      lycoris_, diffusers' names: for lycoris-lora and SimpleTuner
+  --to merged       the transformer with the LoRA in its weights
+
+  output=PLACE      a folder, or a .safetensors file; without it the folder export/ (or merged/) beside the file
+  dtype=bf16        fp32, fp16 or bf16; without it that of the file, or of the base
+  scale=0.8         multiply the strength;  alpha=16 replaces the alpha of the file
+  as_lora=32        approximate what is no LoRA of this rank or less by one (SVD); the errors are told
+  --drop            leave out, by name, what the format cannot say, instead of refusing the file
+  expert=high       the expert, when neither the metadata nor the name (..._high_noise) tell
+  --overwrite       replace what is there
+  --json            one JSON document on standard output
+
+For --to merged:
+  base=PLACE        a folder in diffusers' layout, or a file with Wan's own names; the options of the model do as well
+                    (model_flavour, pretrained_model_name_or_path, pretrained_transformer_model_name_or_path ...)
+  layout=original   one file with Wan's own names instead of a folder in diffusers' layout"""
+
+
+def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
+    """Export; returns the exit code. Raises UserError with every mistake of arguments and files."""
+    arguments = parse(argv, environ=environ, own=OWN, flags=FLAGS, words=True)
+    if arguments.help:
+        print(HELP)
+        return EXIT_DONE
+    chosen = {key: _choice(arguments, key) for key in CHOICES}
+    if chosen["to"] is None and "to" not in arguments.own:
+        arguments.problems.append(Problem(COMMAND_LINE, "no format was given", fix=f"write --to {'|'.join(TARGETS)}"))
+    scale, alpha, rank = _number(arguments, "scale"), _number(arguments, "alpha"), _rank(arguments)
+    drop, overwrite, as_json = (arguments.flag(key) for key in ("drop", "overwrite", "json"))
+    output = arguments.own.get("output", [None])[-1]
+    _name_base(arguments)
+    loaded = _configuration(arguments, environ, merged=chosen["to"] == MERGED)
+    settle_environment(os.environ)
+    print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
+    from simplewan.app.exporting import Request
+    from simplewan.app.merging import run_export
+
+    to = chosen["to"]
+    assert to is not None, "checked with the arguments"
+    places = [Path(word).expanduser() for word in arguments.words]
+    if not places:
+        assert loaded is not None, "without files there is a configuration"
+        places = [loaded.options.run.output_dir]
+    request = Request(
+        places=places,
+        to=to,
+        output=None if output is None else Path(output).expanduser(),
+        dtype=chosen["dtype"],
+        scale=1.0 if scale is None else scale,
+        alpha=alpha,
+        as_lora=rank,
+        drop=drop,
+        overwrite=overwrite,
+        expert=chosen["expert"],
+        original=chosen["layout"] == "original",
+        flavour=None if loaded is None or "model_flavour" not in loaded.resolved else loaded.flavour,
+        model=None if loaded is None else loaded.options.model,
+    )
+    written = run_export(request)
+    if as_json:
+        print(json.dumps([vars(each) for each in written], indent=2, ensure_ascii=False))
+    else:
+        for each in written:
+            print(each)
+    return EXIT_DONE
+
+
+def _configuration(arguments: Arguments, environ: Mapping[str, str], *, merged: bool) -> Loaded | None:
+    """The configuration where it says something: it is named, gives the files, or there are options. Raises UserError.
+
+    A config/config.json that happens to lie here says nothing of a file that is named.
+    """
+    picked = any((arguments.config, arguments.env, arguments.example))
+    if not (picked or arguments.overrides or merged or not arguments.words):
+        if arguments.problems:
+            raise UserError(*arguments.problems)
+        return None
+    config: Path | None = None
+    placeholders: dict[str, str] = {}
+    if picked or not arguments.words:
+        config, placeholders = find_configuration(arguments, environ)
+    loaded = load_configuration(
+        arguments, config, environ, placeholders, unprepared=tuple(placeholders), training=False
+    )
+    if not merged:
+        return loaded
+    return with_example(loaded, arguments, config, environ, placeholders, training=False)
+
+
+def _name_base(arguments: Arguments) -> None:
+    """base=PLACE as the options that say the same."""
+    value = arguments.own.get("base", [None])[-1]
+    if value is None:
+        return
+    path = Path(value).expanduser()
+    transformers = [f"pretrained_transformer{number}_model_name_or_path" for number in ("", "_2")]
+    if path.is_file():
+        arguments.overrides += [Override(key, value, COMMAND_LINE) for key in transformers]
+    elif (path / "config.json").is_file():  # the folder of a transformer, not that of a model
+        arguments.overrides += [Override(key, value, COMMAND_LINE) for key in transformers]
+        subfolders = [key.replace("_model_name_or_path", "_subfolder") for key in transformers]
+        arguments.overrides += [Override(key, "none", COMMAND_LINE) for key in subfolders]
+    else:
+        arguments.overrides.append(Override("pretrained_model_name_or_path", value, COMMAND_LINE))
+
+
+def _choice(arguments: Arguments, key: str) -> str | None:
+    value = arguments.own.get(key, [None])[-1]
+    if value is None or value in CHOICES[key]:
+        return value
+    meant = did_you_mean(value, CHOICES[key])
+    fix = f'did you mean "{meant}"?' if meant else f"there are {', '.join(CHOICES[key])}"
+    arguments.problems.append(Problem(COMMAND_LINE, "is not known", key, value, fix))
+    return None
+
+
+def _number(arguments: Arguments, key: str) -> float | None:
+    value = arguments.own.get(key, [None])[-1]
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", key, value, f"write {key}=1.0"))
+        return None
+    return number
+
+
+def _rank(arguments: Arguments) -> int | None:
+    value = arguments.own.get("as_lora", [None])[-1]
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and int(value[:9]) > 0 and len(value) <= 6):
+        arguments.problems.append(Problem(COMMAND_LINE, "is no rank", "as_lora", value, "write as_lora=32"))
+        return None
+    return int(value)

@@ -1,0 +1,1 @@
+"""LoRA and LyCORIS files of Wan: read, written, checked, examined, merged."""

@@ -1,0 +1,119 @@
+"""The weights that a LoRA can change, by diffusers' name and shape: of the model that is there, or the one it tells of.
+
+The names are those of diffusers' WanTransformer3DModel itself, made without memory (on the meta device).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simplewan.models.lora.change import Change
+
+# Width -> (name, width of the feed-forward, blocks, latent channels) of the published models.
+PUBLISHED = {1536: ("1.3B", 8960, 30, 16), 3072: ("5B", 14336, 30, 48), 5120: ("14B", 13824, 40, 16)}
+_IMAGE = "condition_embedder.image_embedder"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a file's shapes tell of its model; None where they do not. `blocks` counts up to the last changed."""
+
+    width: int | None
+    feed_forward: int | None
+    blocks: int
+    in_channels: int | None
+    image: bool
+
+    @property
+    def model(self) -> str:
+        """The model in words."""
+        known = PUBLISHED.get(self.width or 0)
+        if known is None:
+            return f"of no published size ({self.width or '?'} wide, at least {self.blocks} blocks)"
+        if self.image:
+            return f"Wan 2.1 I2V {known[0]} (CLIP's image tokens)"
+        if self.in_channels == 36:
+            return f"Wan I2V {known[0]}"
+        return {
+            "1.3B": "Wan 2.1 T2V 1.3B",
+            "5B": "Wan 2.2 TI2V 5B",
+            "14B": "Wan 14B: 2.1, or an expert of 2.2 A14B",
+        }[known[0]]
+
+    def fault(self) -> str | None:
+        """What in the shapes fits no model of this width."""
+        known = PUBLISHED.get(self.width or 0)
+        if known is None:
+            return None
+        if self.blocks > known[2]:
+            return f"it changes block {self.blocks - 1}, and Wan {known[0]} has {known[2]}"
+        if self.feed_forward not in (None, known[1]):
+            return f"its feed-forward is {self.feed_forward} wide, and that of Wan {known[0]} {known[1]}"
+        return None
+
+
+def sizes_of(changes: Sequence[Change]) -> Sizes:
+    """What the shapes of the changes tell."""
+    shapes = {change.module: shape for change in changes if (shape := change.shape) is not None}
+    width = feed_forward = None
+    for module, shape in shapes.items():
+        if "attn" in module and ".add_" not in module and len(shape) == 2:
+            width = shape[1]
+        elif module.endswith("ffn.net.0.proj"):
+            feed_forward, width = shape[:2]
+        elif module.endswith("ffn.net.2"):
+            width, feed_forward = shape[:2]
+    blocks = [int(change.module.split(".")[1]) for change in changes if change.module.startswith("blocks.")]
+    patch = shapes.get("patch_embedding", ())
+    image = any(".add_" in change.module or change.module.startswith(_IMAGE) for change in changes)
+    return Sizes(width, feed_forward, max(blocks, default=-1) + 1, patch[1] if len(patch) == 5 else None, image)
+
+
+def shapes_told(changes: Sequence[Change]) -> Shapes:
+    """The weights of the model that the changes are for, as far as they tell; Wan's own sizes where it is published."""
+    sizes, shapes = sizes_of(changes), {change.module: change.shape or () for change in changes}
+    width = sizes.width or max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0)
+    if not width:
+        raise ValueError("nothing in it tells the width of its model")
+    _, feed_forward, blocks, channels = PUBLISHED.get(width, ("", sizes.feed_forward or width, sizes.blocks, 16))
+
+    def told(module: str, axis: int, otherwise: int) -> int:
+        shape = shapes.get(module, ())
+        return shape[axis] if len(shape) > axis else otherwise
+
+    embedder = "condition_embedder"
+    image_dim = told(f"{_IMAGE}.ff.net.2", 1, 1280) if sizes.image else None
+    return _shapes(
+        {
+            "num_attention_heads": width // 128 or 1,
+            "attention_head_dim": 128 if width >= 128 else width,
+            "in_channels": told("patch_embedding", 1, channels),
+            "out_channels": told("proj_out", 0, channels * 4) // 4,
+            "text_dim": told(f"{embedder}.text_embedder.linear_1", 1, 4096),
+            "freq_dim": told(f"{embedder}.time_embedder.linear_1", 1, 256),
+            "ffn_dim": feed_forward,
+            "num_layers": max(blocks, sizes.blocks if width not in PUBLISHED else blocks),
+            "image_dim": image_dim,
+            "added_kv_proj_dim": width if sizes.image else None,
+        }
+    )
+
+
+def shapes_of(config: Path) -> Shapes:
+    """The weights of a transformer, from its config.json."""
+    return _shapes({key: value for key, value in json.loads(config.read_text("utf-8")).items() if key[0] != "_"})
+
+
+def _shapes(config: Mapping[str, Any]) -> Shapes:
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(dict(config))
+    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
