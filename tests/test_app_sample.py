@@ -30,11 +30,11 @@ from simplewan.cli.listing import SAMPLE_KEYS
 from simplewan.flavours import find_flavour
 from simplewan.mini.clips import write_dataset
 from simplewan.models.adapters import adapter_parameters, adapter_state, add_lora
-from simplewan.models.lora.formats import told_expert
 from simplewan.models.lora.write import lora_metadata, save_lora
 from simplewan.options.catalogue import catalogue
 from simplewan.options.declare import Group
 from simplewan.options.groups.adapter import AdapterOptions
+from simplewan.recognition import told_expert
 from simplewan.validation.sampling import initial_noise
 
 sample_module = importlib.import_module("simplewan.app.sample")  # simplewan.app.sample itself is the function
