@@ -9,18 +9,24 @@ function from prompts to frames. The sets are the old world and, for each held-b
     floor         uniform noise; floor-latent is latent noise, decoded
     base          the model folder, its experts and its VAE
     lora          the same with LoRA files on them (--lora-high, --lora-low)
+
+With --flavour i2v-mini or ti2v-mini the scenes' first frames are given too, and the column "frame 0" is the PSNR of the
+clips' first frames against them, dB, on average: of the ceiling, what the VAE alone reaches.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,10 +36,10 @@ import torch
 from benchmarks.contact_sheet import Line, save_sheet
 from benchmarks.rendering import Prompt, Settings, decoded_noise, drawn, generated, reconstructed, uniform_noise
 from simplewan.errors import UserError
-from simplewan.flavours import FLAVOURS, HIGH, LOW, find_flavour
-from simplewan.mini.draw import HELD_BACK, caption, is_held_out, random_scene
+from simplewan.flavours import FLAVOURS, HIGH, LOW, Flavour, find_flavour
+from simplewan.mini.draw import HELD_BACK, caption, draw_frames, is_held_out, random_scene
 from simplewan.mini.measure import Seen, measure
-from simplewan.mini.model import FLAVOUR, WEIGHTS
+from simplewan.mini.model import FLAVOUR, place_model
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
 from simplewan.models.lora.read import read_lora
 from simplewan.reporting.quiet import quiet_loading_bars, settle_environment
@@ -59,6 +65,7 @@ class Result:
     prompts: str
     clips: int
     scores: dict[str, Score]
+    first_frame_db: float
     seconds: float = 0.0
 
 
@@ -84,7 +91,14 @@ def judge(row: str, name: str, prompts: Sequence[Prompt], clips: Sequence[np.nda
     for prompt, found in zip(prompts, seen, strict=True):
         concept = {} if name == OLD_WORLD else {ASKED: concept_score(found, prompt.scene, name)}
         scores.append(score(found, prompt.scene) | concept)
-    return Result(row, name, len(prompts), tally(scores)), seen
+    closeness = [psnr(clip[0], draw_frames(prompt.scene)[0]) for prompt, clip in zip(prompts, clips, strict=True)]
+    return Result(row, name, len(prompts), tally(scores), sum(closeness) / len(closeness)), seen
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal to noise ratio of two pictures of uint8, dB; 100 at most, for equal ones."""
+    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
+    return min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0
 
 
 def make_rows(arguments: argparse.Namespace) -> dict[str, Render]:
@@ -137,7 +151,7 @@ def run(arguments: argparse.Namespace) -> Iterator[list[Result]]:
             part = clips[start : start + len(prompts)]
             start += len(prompts)
             result, seen = judge(row, name, prompts, part)
-            results.append(Result(row, name, result.clips, result.scores, seconds * len(prompts) / len(clips)))
+            results.append(replace(result, seconds=seconds * len(prompts) / len(clips)))
             shown = zip(part[: arguments.sheet_clips], prompts, seen, strict=False)
             lines += [Line(clip, p.text, describe(found), wrong(found, p.scene)) for clip, p, found in shown]
         if arguments.sheet is not None:
@@ -163,20 +177,23 @@ def of_ceiling(results: Sequence[Result], result: Result) -> dict[str, float]:
     return {}
 
 
-def table(results: Sequence[Result], *, intervals: bool = False) -> str:
-    """Percent (samples) for each attribute; below it, where it is known, the percent of the ceiling."""
+def table(results: Sequence[Result], *, intervals: bool = False, first_frames: bool = False) -> str:
+    """Percent (samples) for each attribute; below it, where it is known, the percent of the ceiling. With
+    `first_frames` also how close those are."""
     columns = (ASKED, *ATTRIBUTES)
-    cells = [["row", "set", "clips", *columns]]
+    cells = [["row", "set", "clips", *columns, *(["frame 0"] if first_frames else [])]]
     for result in results:
         parts = [result.scores.get(name) for name in columns]
         shown = [f"{100 * part.share:.1f} ({part.total})" if part else "-" for part in parts]
-        cells.append([result.row, result.prompts, str(result.clips), *shown])
+        closeness = [f"{result.first_frame_db:.1f} dB"] if first_frames else []
+        cells.append([result.row, result.prompts, str(result.clips), *shown, *closeness])
         if intervals:
             bounds = [[100 * bound for bound in part.interval()] if part else None for part in parts]
             cells.append(["", "95% interval", "", *(f"{b[0]:.1f}-{b[1]:.1f}" if b else "-" for b in bounds)])
         shares = of_ceiling(results, result)
         if shares:
             cells.append(["", "% of ceiling", "", *(f"{shares[n]:.1f}" if n in shares else "-" for n in columns)])
+    cells = [line + [""] * (len(cells[0]) - len(line)) for line in cells]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(
@@ -200,7 +217,14 @@ def document(results: Sequence[Result]) -> list[dict[str, object]]:
             attributes[name] = entry | ({"of_ceiling": round(shares[name], 2)} if name in shares else {})
         seconds = round(result.seconds, 2)
         found.append(
-            {"row": result.row, "set": result.prompts, "clips": result.clips, "seconds": seconds, "scores": attributes}
+            {
+                "row": result.row,
+                "set": result.prompts,
+                "clips": result.clips,
+                "seconds": seconds,
+                "first_frame_db": round(result.first_frame_db, 2),
+                "scores": attributes,
+            }
         )
     return found
 
@@ -209,6 +233,10 @@ def _size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 64x64")
     return text
+
+
+def _fits(size: str, flavour: Flavour) -> bool:
+    return not any(int(edge) % flavour.pixel_multiple for edge in size.split("x"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -220,8 +248,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     layout = "a model folder in diffusers' layout; default: the one that comes with the package"
-    flags.add_argument("--model", type=Path, default=WEIGHTS, help=layout)
-    names = [name for name in FLAVOURS if name.startswith("t2v")]
+    flags.add_argument("--model", type=Path, help=layout)
+    names = [row.name for row in FLAVOURS.values() if not row.clip_conditioning]
     flags.add_argument(
         "--flavour", choices=names, default=FLAVOUR.name, help=f"what the folder is (default: {FLAVOUR.name})"
     )
@@ -230,7 +258,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--rows", nargs="+", choices=ROWS, help="default: all that can be made")
     flags.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="sets of prompts; default: all")
     flags.add_argument("--count", type=int, default=128, help="old-world prompts; a quarter of it for each concept")
-    flags.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="WxH")
+    flags.add_argument(
+        "--sizes", nargs="+", type=_size, metavar="WxH", help=f"default: those of {', '.join(SIZES)} that fit"
+    )
     flags.add_argument("--steps", type=int, default=20, help="UniPC steps (default: 20)")
     flags.add_argument("--guidance", type=float, nargs="+", help="one scale, or low and high; default: the flavour's")
     flags.add_argument("--shift", type=float, help="flow shift; default: the flavour's")
@@ -265,7 +295,22 @@ def main(words: Sequence[str] | None = None) -> int:
     settle_environment(os.environ)
     quiet_loading_bars()
     results: list[Result] = []
-    code = 0
+    flavour = find_flavour(arguments.flavour)
+    arguments.sizes = arguments.sizes or [size for size in SIZES if _fits(size, flavour)]
+    with contextlib.ExitStack() as places:
+        if arguments.model is None:
+            arguments.model = Path(places.enter_context(tempfile.TemporaryDirectory())) / "model"
+            place_model(arguments.model, flavour.task)
+        code = _run(arguments, results)
+    if arguments.json and (results or not code):
+        print(json.dumps(document(results), indent=2))
+    elif results or not code:
+        print(table(results, intervals=arguments.intervals, first_frames=flavour.takes_first_frame))
+    return code
+
+
+def _run(arguments: argparse.Namespace, results: list[Result]) -> int:
+    """Gather the results, as far as they come; returns the exit code."""
     try:
         for file in filter(None, (arguments.lora_high, arguments.lora_low)):
             read_lora(file)  # it is needed last, and what is wrong with it should be known first
@@ -273,14 +318,10 @@ def main(words: Sequence[str] | None = None) -> int:
             results += found
     except (UserError, ValueError) as error:
         print(error, file=sys.stderr)
-        code = 2
+        return 2
     except KeyboardInterrupt:
-        code = 130
-    if arguments.json and (results or not code):
-        print(json.dumps(document(results), indent=2))
-    elif results or not code:
-        print(table(results, intervals=arguments.intervals))
-    return code
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

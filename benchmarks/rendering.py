@@ -21,6 +21,7 @@ from simplewan.flavours import Flavour
 from simplewan.mini.draw import Scene, caption, draw_frames
 from simplewan.models.adapters import attach_lora
 from simplewan.models.lora.read import read_lora
+from simplewan.models.wan.conditioning import extra_channels, first_frame_condition, first_frame_latent
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.sources import present_experts
@@ -96,10 +97,15 @@ def reconstructed(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndar
     vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
 
     def render(group: Sequence[Prompt]) -> Tensor:
-        pixels = torch.from_numpy(np.stack(drawn(group)).astype(np.float32) / 127.5 - 1)
-        return decode(vae, encode(vae, pixels.permute(0, 4, 1, 2, 3)))
+        return decode(vae, encode(vae, pixels(group)))
 
     return _in_batches(prompts, settings.batch, render)
+
+
+def pixels(group: Sequence[Prompt]) -> Tensor:
+    """The scenes' own pixels as the VAE takes them, (B, 3, F, H, W) float32 in [-1, 1]."""
+    frames = torch.from_numpy(np.stack(drawn(group)).astype(np.float32) / 127.5 - 1)
+    return frames.permute(0, 4, 1, 2, 3)
 
 
 def decoded_noise(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndarray]:
@@ -109,7 +115,8 @@ def decoded_noise(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndar
 
 
 def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Path] | None = None) -> list[np.ndarray]:
-    """Clips rendered from the captions; `loras` names a LoRA file for an expert.
+    """Clips rendered from the captions, and from the scenes' first frames by models that take one; `loras` names a LoRA
+    file for an expert.
 
     Raises UserError or ValueError when a part or a file does not fit.
     """
@@ -126,25 +133,27 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
     tokens = settings.flavour.text_tokens
 
     def render(group: Sequence[Prompt]) -> Tensor:
-        asked = [embeds[prompt.text] for prompt in group]
-        positive = pad_embeds(asked, tokens)
-        negative = pad_embeds([embeds[settings.negative_prompt]] * len(group), tokens)
-        asked_lengths = [len(each) for each in asked]
-        negative_lengths = [len(embeds[settings.negative_prompt])] * len(group)
+        first_BCHW = pixels(group)[:, :, 0]
+        extra = None
+        if settings.flavour.extra_channels:
+            extra = extra_channels(first_frame_condition(vae, first_BCHW, group[0].scene.num_frames))
 
-        def predict(latents: Tensor, timesteps: Tensor, text_BLD: Tensor, expert: str) -> Tensor:
-            lengths = asked_lengths if text_BLD is positive else negative_lengths
-            return forwards.get(expert, alone)(latents, timesteps, text_BLD, text_lengths=lengths).to(latents.dtype)
+        def predict(latents: Tensor, timesteps: Tensor, texts: Sequence[Tensor], expert: str) -> Tensor:
+            lengths = [len(text) for text in texts]
+            hidden = latents if extra is None else torch.cat([latents, extra], dim=1)
+            forward = forwards.get(expert, alone)
+            return forward(hidden, timesteps, pad_embeds(texts, tokens), text_lengths=lengths).to(latents.dtype)
 
         latents = sample(
             predict,
             make_scheduler(settings.scheduler, settings.shift),
             noise(group, settings.flavour).to(settings.device),
-            positive,
-            negative if needs_negative(guidance) else None,
+            [embeds[prompt.text] for prompt in group],
+            [embeds[settings.negative_prompt]] * len(group) if needs_negative(guidance) else None,
             num_steps=settings.num_steps,
             guidance=guidance,
             boundary=boundary,
+            first_frame_BC1HW=first_frame_latent(vae, first_BCHW) if settings.flavour.holds_first_frame else None,
         )
         return decode(vae, latents)
 

@@ -21,7 +21,7 @@ from simplewan.models.lora.read import LoraFile, examine_file, read_file, some
 from simplewan.models.lora.skeleton import Shapes, shapes_of, shapes_told
 from simplewan.models.lora.verify import read_as_diffusers, verify_export
 from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
-from simplewan.models.wan.sources import ModelSource, Source, part_folder, source
+from simplewan.models.wan.sources import ModelSource, Source, part_path, source
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.recognition import told_expert
 
@@ -222,7 +222,7 @@ def _check_diffusers(path: Path, changes: Sequence[Change]) -> None:
 def _shapes(ready: Ready, request: Request) -> Shapes:
     """The weights of the base where one is named and local, else those of the model that the file tells of."""
     place = base_place(request, ready)
-    if place is not None and place.is_local and (config := part_folder(place) / "config.json").is_file():
+    if place is not None and place.is_local and (config := part_path(place) / "config.json").is_file():
         return shapes_of(config)
     return shapes_told(ready.changes)
 

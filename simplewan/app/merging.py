@@ -11,7 +11,8 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Emitter, Progress, Stage
 from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, FLAVOURS, HIGH
 from simplewan.models.lora.merge import merge_files, open_base
-from simplewan.models.wan.sources import Source, part_folder, resolve_folder
+from simplewan.models.wan.hub import download
+from simplewan.models.wan.sources import Source, part_path
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
@@ -28,7 +29,7 @@ def merge(request: Request, *, emit: Emit) -> list[Exported]:
         by_expert.setdefault(each.expert, []).append(each)
     places = {expert: _base(request, group[0]) for expert, group in by_expert.items()}
     targets = {expert: _target(request, group[0]) for expert, group in by_expert.items()}
-    paths = {expert: part_folder(place) for expert, place in places.items()}
+    paths = {expert: part_path(place) for expert, place in places.items()}
     if len(set(paths.values())) < len(paths):
         message = "is one transformer, and the files are for two experts"
         raise UserError(Problem(COMMAND_LINE, message, "base", str(paths.popitem()[1]), "merge one file at a time"))
@@ -109,7 +110,7 @@ def _config(request: Request, ready: Ready, path: Path) -> Path | None:
     part = EXPERT_SUBFOLDER[ready.expert or HIGH]
     assert model is not None, "a base was named"
     name = model.pretrained_model_name_or_path or flavour.repository
-    folder = resolve_folder(name, [f"{part}/config.json"], key="pretrained_model_name_or_path") if name else None
+    folder = download(name, [f"{part}/config.json"], key="pretrained_model_name_or_path") if name else None
     if folder is None or not (folder / part / "config.json").is_file():
         fix = "put its config.json beside it, let pretrained_model_name_or_path name the model, or --layout original"
         raise UserError(Problem(str(path), "has no configuration", fix=fix))

@@ -45,9 +45,11 @@ class Example:
     task: str = "t2v"
 
 
+SQUARE = ((64, 64),)
 EXAMPLES: Mapping[str, Example] = {
     "mini": Example({"clips": Clips(24, draw.HELD_BACK_SHAPE)}),
     "zarn": Example({"clips": Clips(240, draw.HELD_BACK_COLOUR), "known": Clips(240, seed=SEED + 1)}),
+    "ti2v": Example({"clips": Clips(48, draw.HELD_BACK_MOTION, sizes=SQUARE)}, task="ti2v"),
 }
 
 
