@@ -7,7 +7,9 @@ cards and configurations of the Wan 2.1 and 2.2 repositories. Shifts of validati
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 HIGH, LOW = "high", "low"
 # diffusers: `transformer` denoises the noisy side of the boundary, `transformer_2` the other.
@@ -220,7 +222,7 @@ ALIASES: dict[str, str] = {
         for stage in STAGES
     },
 }
-# Models of the family that are not trained here, by the word in their names.
+# Models of the family that are not trained here, by the word (or the words, with - between) in their names.
 UNSUPPORTED = {
     "flf2v": "first-and-last-frame video",
     "vace": "VACE, video editing by control inputs",
@@ -228,12 +230,22 @@ UNSUPPORTED = {
     "animate": "Animate, character animation",
     "fun-control": "Fun-Control, video by control inputs",
 }
+TASKS = ("t2v", "i2v", "ti2v")
 
 
 def find_flavour(name: str) -> Flavour:
     """The row called `name`, aliases included. Raises KeyError when there is none."""
     lowered = name.lower()
     return FLAVOURS[ALIASES.get(lowered, lowered)]
+
+
+def other_model(record: Mapping[str, Any], flavour: Flavour) -> Flavour | None:
+    """The flavour that a record of a training names, if that is of another model than `flavour`."""
+    try:
+        recorded = find_flavour(record.get("model_flavour", flavour.name))
+    except KeyError:  # a flavour that only others know says nothing
+        return None
+    return recorded if recorded.model_name != flavour.model_name else None
 
 
 def of_repository(name: str) -> tuple[Flavour, ...]:
@@ -243,5 +255,14 @@ def of_repository(name: str) -> tuple[Flavour, ...]:
 
 def unsupported(name: str) -> str | None:
     """What a name (flavour, repository) stands for if it is of a Wan model that is not trained here, else None."""
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    return next((what for word, what in UNSUPPORTED.items() if word in words), None)
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    return next((what for told, what in UNSUPPORTED.items() if words.issuperset(told.split("-"))), None)
+
+
+def not_trained(task: str | None, in_channels: int | None) -> str | None:
+    """What a transformer is if it is of a Wan model that is not trained here, by what was recognised; else None."""
+    if task in UNSUPPORTED:
+        return f"{task} ({UNSUPPORTED[task]})"
+    if task in TASKS or in_channels is None:
+        return None
+    return f"a model of {in_channels} input channels" + (f" ({task})" if task else "")

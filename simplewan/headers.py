@@ -71,7 +71,8 @@ def read_headers(files: list[Path]) -> Header | None:
 def weight_files(path: Path) -> list[Path]:
     """The weight files of a model: `path` itself if it is one, or those in it: what an index names, else all.
 
-    Of a folder with safetensors and others (as some repositories hold both), the safetensors.
+    Of a folder with safetensors and others (as some repositories hold both), the safetensors. Raises ValueError for an
+    index that is damaged.
     """
     if path.is_file():
         return [path]
@@ -79,15 +80,23 @@ def weight_files(path: Path) -> list[Path]:
         return []
     indexes = sorted(path.glob("*.index.json")) + sorted(path.glob("*.index.*.json"))
     if indexes:
-        return [path / name for name in sorted(set(_json(indexes[0])["weight_map"].values()))]
+        return [path / name for name in _indexed(indexes[0])]
     for ending in (".safetensors", *PICKLED):
         if files := sorted(file for file in path.glob(f"*{ending}") if file.stat().st_size):
             return files
     return []
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"has a {index.name} that is no JSON ({error})") from error
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise ValueError(f"has a {index.name} without a weight_map, which says where each tensor lies")
+    return sorted(set(files.values()))
 
 
 def _read_safetensors(file: Path) -> Header:

@@ -42,8 +42,15 @@ _ORIGINAL_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 _NOISE = re.compile(r"(?<![a-z])(high|low)[^a-z]?noise")
 _CAMEL_NOISE = re.compile(r"(High|Low)[^A-Za-z]?Noise")
-_WORD = re.compile(r"(?<![a-z])(high|low)(?![a-z])")
-_OF_22 = re.compile(r"2[._]2|a14b")
+# HIGH or LOW as a word of its own, which does not say how good or how large something is.
+_WORD = re.compile(
+    r"(?<![a-z])(high|low)(?![a-z])"
+    r"(?![^a-z0-9]*(?:quality|q|res|resolution|details?|detailed|def|definition|fidelity|v?ram|mem|memory|poly|light"
+    r"|key|angle|contrast|motion|speed|precision|dynamic|saturation|fps|cfg|end)(?![a-z]))"
+)
+# The version in a name: said of Wan, by the size that only 2.2 has, or as a number, which may be that of a merge.
+_WAN_VERSION = re.compile(r"wan[^a-z0-9]?v?2[._-]?([12])(?![0-9])")
+_VERSION = re.compile(r"(?<![0-9.])2[._]([12])(?![0-9])")
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,10 @@ def recognise(path: Path) -> Found | None:
         return found
     if path.is_dir():
         return replace(found, expert=told_expert(path.name))
-    return replace(found, expert=told_expert(path.stem) or told_expert(path.parent.name))
+    named = told_expert(path.stem)
+    # Whatever folder a file of 2.1 lies in, it is no expert.
+    by_folder = None if told_version(path.stem) == "2.1" else told_expert(path.parent.name)
+    return replace(found, expert=named or by_folder)
 
 
 def _merged(config: Found | None, header: Found | None) -> Found | None:
@@ -123,13 +133,17 @@ def of_config(config: Mapping[str, Any]) -> Found | None:
     name, kind = str(config.get("_class_name", "")), str(config.get("model_type", ""))
     if "dim" in config and "num_layers" in config and "in_dim" in config:
         task = {"t2v": None, "i2v": None, "ti2v": None}.get(kind, kind or None)
-        return _transformer(ORIGINAL, config["dim"], config["num_layers"], config["in_dim"], image_dim=None, task=task)
+        sizes = {"out_channels": config["out_dim"]} if "out_dim" in config else {}
+        return _transformer(
+            ORIGINAL, config["dim"], config["num_layers"], config["in_dim"], image_dim=None, task=task, sizes=sizes
+        )
     if name.startswith("Wan") and "Transformer" in name:
         width = config.get("num_attention_heads", 40) * config.get("attention_head_dim", 128)
         task = _CLASSES.get(name) or ("flf2v" if config.get("pos_embed_seq_len") else None)
         clip = config.get("image_dim") or 0
         blocks, channels = config.get("num_layers", 40), config.get("in_channels", 16)
-        return _transformer(DIFFUSERS, width, blocks, channels, image_dim=clip, task=task)
+        sizes = {"out_channels": config["out_channels"]} if config.get("out_channels") else {}
+        return _transformer(DIFFUSERS, width, blocks, channels, image_dim=clip, task=task, sizes=sizes)
     if name == "AutoencoderKLWan":
         return Found(VAE, DIFFUSERS, latent_channels=config.get("z_dim", 16))
     if kind in ("umt5", "clip_vision_model"):
@@ -139,13 +153,22 @@ def of_config(config: Mapping[str, Any]) -> Found | None:
 
 
 def _transformer(
-    naming: str, width: int, blocks: int, channels: int, *, image_dim: int | None, task: str | None, **others: Any
+    naming: str,
+    width: int,
+    blocks: int,
+    channels: int,
+    *,
+    image_dim: int | None,
+    task: str | None,
+    sizes: Mapping[str, int],
+    **others: Any,
 ) -> Found:
-    """A transformer; its inputs tell the task, if nothing else does."""
-    by_channels = {16: "t2v", 36: "i2v", 48: "ti2v" if width < 5120 else None}.get(channels)
+    """A transformer; its inputs tell the task, if nothing else does. TI2V returns as many channels as it takes."""
+    ti2v = width < 5120 and sizes.get("out_channels", 48) == 48
+    by_channels = {16: "t2v", 36: "i2v", 48: "ti2v" if ti2v else "fun-control"}.get(channels)
     return Found(
         TRANSFORMER, naming, task=task or by_channels, width=width, blocks=blocks, in_channels=channels,
-        image_dim=image_dim, **others,
+        image_dim=image_dim, sizes=sizes, **others,
     )  # fmt: skip
 
 
@@ -261,9 +284,24 @@ def _misfit(header: Header, width: int) -> str | None:
 def told_expert(text: str) -> str | None:
     """The expert that a name or metadata speak of, as fox_high_noise, FoxLowNoise-v2 or Wan2_2-T2V-A14B-HIGH do."""
     told = {*_NOISE.findall(text.lower()), *(word.lower() for word in _CAMEL_NOISE.findall(text))}
-    if not told and _OF_22.search(text.lower()):
+    if not told and told_version(text) == "2.2":
         told = set(_WORD.findall(text.lower()))
     return told.pop() if len(told) == 1 else None
+
+
+def told_version(*texts: str) -> str | None:
+    """The version of Wan, "2.1" or "2.2", that the first of these names tells which tells one.
+
+    What is said of Wan itself counts before other numbers, and among those 2.1: v2.2 may be the version of a merge.
+    """
+    for text in map(str.lower, texts):
+        if said := _WAN_VERSION.search(text):
+            return f"2.{said[1]}"
+        if "a14b" in text:
+            return "2.2"
+        if numbers := _VERSION.findall(text):
+            return f"2.{min(numbers)}"
+    return None
 
 
 def part_in(folder: Path, part: str) -> Path | None:

@@ -20,7 +20,7 @@ from simplewan.models.wan.sources import source
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.inference import Inferred, infer_flavour
 from simplewan.options.paths import Paths
-from simplewan.recognition import DIFFUSERS, ORIGINAL, Found, recognise, told_expert
+from simplewan.recognition import DIFFUSERS, ORIGINAL, Found, recognise, told_expert, told_version
 
 SIZES = {"1.3b": (1536, 30), "5b": (3072, 30), "14b": (5120, 40)}
 T2V, HIGH, LOW, BOTH, I2V_21, TI2V = (
@@ -76,7 +76,10 @@ def test_a_published_transformer_is_told_by_its_header(prefix: str, tmp_path: Pa
     ("name", "expert"),
     [("wan2.2_t2v_high_noise_14B_fp16", "high"), ("wan2.2_i2v_low_noise_14B_fp8_scaled", "low"),
      ("Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "low"), ("foxHighNoise_v2", "high"), ("wan2.1_t2v_14B", None),
-     ("low_vram_wan2.1", None), ("high_noise_and_low_noise", None), ("slow_motion_a14b", None)],
+     ("low_vram_wan2.1", None), ("high_noise_and_low_noise", None), ("slow_motion_a14b", None),
+     ("wan22_t2v_14B_HIGH", "high"), ("Wan-2.2-T2V-LOW-fp8", "low"), ("wan2.2_t2v_14B_high_quality", None),
+     ("wan22_low-res", None), ("wan2.2_t2v_high_detailed", None), ("Wan2.1_T2V_HIGH_merge_v2.2", None),
+     ("fox_step_22_high", None), ("Wan22_A14B_T2V_HIGH_Lightning_4steps_lora_rank64", "high")],
 )  # fmt: skip
 def test_an_expert_is_told_by_name(name: str, expert: str | None) -> None:
     assert told_expert(name) == expert
@@ -92,6 +95,37 @@ def test_an_expert_is_told_by_folder_and_metadata(tmp_path: Path) -> None:
     assert expert_of(tmp_path / "low_noise_model") == "low"
     assert expert_of(write_header(tmp_path / "x/wan.safetensors", wan(), expert="high_noise")) == "high"
     assert expert_of(write_header(tmp_path / "x/plain.safetensors", wan())) is None
+    assert expert_of(write_header(tmp_path / "low_noise_model/wan2.1_t2v.safetensors", wan())) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "version"),
+    [
+        (["wan22_t2v"], "2.2"), (["wan2_2"], "2.2"), (["wan-2.2"], "2.2"), (["T2V-A14B"], "2.2"), (["fox_v2.2"], "2.2"),
+        (["wan2.1_merge_v2.2"], "2.1"), (["merge_v2.2_of_2.1"], "2.1"), (["wan2.2_v2.1"], "2.2"),
+        (["plain", "wan2.2"], "2.2"), (["wan2.1_t2v", "Wan2.2"], "2.1"), (["step2200", "wan12.2"], None),
+    ],
+)  # fmt: skip
+def test_a_version_is_told_by_the_first_name_that_tells_one(names: list[str], version: str | None) -> None:
+    assert told_version(*names) == version
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (wan(channels=52), "is a model of 52 input channels"),
+        (wan("5b", 32), "is a model of 32 input channels"),
+        (wan(channels=48), "is fun-control ("),
+        (wan("1.3b", 48) | {"head.head.weight": (64, 1536)}, "is fun-control ("),
+    ],
+)
+def test_other_inputs_are_of_a_model_that_is_not_trained_here(shapes: Any, message: str, tmp_path: Path) -> None:
+    file = write_header(tmp_path / "wan2.2_high_noise.safetensors", shapes)
+    text = problem_with(file, HIGH)
+    assert message in text and "which is not trained here" in text and "None" not in text
+    for key in ("pretrained_transformer_model_name_or_path", "pretrained_model_name_or_path"):
+        problem = infer(**{key: str(file)})
+        assert isinstance(problem, Problem) and message in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +241,8 @@ def test_a_repository_tells_by_its_name(repository: str, flavour: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Wan-AI/Wan2.1-FLF2V-14B-720P", "Wan-AI/Wan2.1-VACE-1.3B", "Wan-AI/Wan2.2-S2V-14B",
-                                  "Wan-AI/Wan2.2-Animate-14B"])  # fmt: skip
+                                  "Wan-AI/Wan2.2-Animate-14B", "alibaba-pai/Wan2.1-Fun-1.3B-Control",
+                                  "alibaba-pai/Wan2.2-Fun-A14B-Control"])  # fmt: skip
 def test_a_repository_of_another_kind_is_refused(name: str) -> None:
     assert "not trained here" in str(infer(pretrained_model_name_or_path=name))
 
@@ -238,7 +273,10 @@ def test_folders_tell_in_both_layouts(tmp_path: Path) -> None:
         ("wan2.1_t2v_14B", wan(), "t2v-480p-14b-2.1", ""),
         ("some_14B", wan(), "t2v-480p-14b-2.1", "an expert of Wan 2.2 looks the same"),
         ("wan2.2_t2v_high_noise_14B", wan(), "t2v-a14b-2.2-high", ""),
-        ("wan2.2_i2v_low_noise_14B", wan(channels=36), "i2v-a14b-2.2-low", ""),
+        ("wan2.2_i2v_high_noise_14B", wan(channels=36), "i2v-a14b-2.2-high", ""),
+        ("wan2.1_t2v_14B_merge_v2.2", wan(), "t2v-480p-14b-2.1", ""),
+        ("wan22_720p/wan2.1_i2v_480p_14B", wan(channels=36, clip=True), "i2v-14b-2.1", ""),
+        ("wan2.2_high_noise/wan2.1_t2v_14B", wan(), "t2v-480p-14b-2.1", ""),
         ("wan2.1_i2v_720p_14B", wan(channels=36, clip=True), "i2v-14b-2.1-720p", ""),
         ("wan2.1_i2v_14B", wan(channels=36, clip=True), "i2v-14b-2.1", "480p is assumed"),
     ],
@@ -265,6 +303,22 @@ def test_the_option_tells_the_expert_and_what_nothing_tells_is_asked(tmp_path: P
     assert inferred(**{low: repository}).flavour.name == "i2v-a14b-2.2-low"
     assert inferred(**{high: repository, low: repository}).flavour.name == "i2v-a14b-2.2"
     assert inferred().source is None
+
+
+def test_an_expert_in_the_others_place_is_told_its_own(tmp_path: Path) -> None:
+    high, low = "pretrained_transformer_model_name_or_path", "pretrained_transformer_2_model_name_or_path"
+    names = {
+        high: str(write_header(tmp_path / "wan2.2_t2v_high_noise_14B.safetensors", wan())),
+        low: str(write_header(tmp_path / "wan2.2_t2v_low_noise_14B.safetensors", wan())),
+    }
+    assert inferred(**{low: names[low]}).flavour == LOW
+    for wrong, right in ((high, low), (low, high)):
+        problem = infer(**{wrong: names[right]})
+        assert isinstance(problem, Problem) and (problem.key, problem.value) == (wrong, names[right])
+        assert problem.fix.startswith(f"name it with {right};")
+    # A file as the base model is read for either expert.
+    assert inferred(pretrained_model_name_or_path=names[low]).flavour == LOW
+    assert f"name it with {low};" in problem_with(Path(names[low]), HIGH)
 
 
 # what is refused
@@ -309,6 +363,26 @@ def test_the_wrong_kind_of_file(tmp_path: Path) -> None:
     packed = write_header(tmp_path / "packed.safetensors", wan("1.3b"), dtype="U8")
     assert "holds weights as U8" in problem_with(packed)
     assert problem_with(write_header(tmp_path / "fp8.safetensors", wan("1.3b"), dtype="F8_E4M3")) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"weight_map": {"a": "x', "that is no JSON"), ('{"metadata": {}}', "without a weight_map"),
+     ('{"weight_map": {}}', "without a weight_map"), ("[]", "without a weight_map")],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_a_damaged_index_is_named(layout: str, content: str, message: str, tmp_path: Path) -> None:
+    if layout == "diffusers":
+        folder = save_tiny_model(tmp_path) / "transformer"
+    else:
+        folder = save_original_model(tmp_path, "t2v-a14b") / "high_noise_model"
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    for options in ({"pretrained_model_name_or_path": str(tmp_path)}, {
+        "pretrained_transformer_model_name_or_path": str(folder)}):  # fmt: skip
+        with pytest.raises(UserError, match=rf"has a diffusion_pytorch_model.safetensors.index.json {message}"):
+            check_files(Model(**options), HIGH, experts=["high"])
+        problem = infer(**options)
+        assert isinstance(problem, Problem) and message in str(problem)
 
 
 def test_a_folder_of_several_models_is_asked_about(tmp_path: Path) -> None:

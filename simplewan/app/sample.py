@@ -23,11 +23,11 @@ from simplewan.app.device import make_accelerator
 from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
 from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
 from simplewan.app.validating import collect, without_pictures
-from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, other_model
+from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
-from simplewan.flavours import EXPERT_SUBFOLDER
+from simplewan.flavours import EXPERT_SUBFOLDER, other_model
 from simplewan.models.wan.checking import check_files
 from simplewan.models.wan.sources import present_experts, source
 from simplewan.options import Loaded

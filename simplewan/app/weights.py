@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,7 +21,7 @@ from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
-from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, find_flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, other_model
 from simplewan.models.lora.merge import attach_changes
 from simplewan.models.lora.read import LoraFile, read_file
 from simplewan.models.lora.write import lora_file_name
@@ -194,15 +193,6 @@ def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
         return None
     which = f"the {expert}-noise one" if flavour.boundary is not None else f"{flavour.name}, which has one expert"
     return f"{file} was trained for the {made_for}-noise expert, and is put on {which}"
-
-
-def other_model(record: Mapping[str, Any], flavour: Flavour) -> Flavour | None:
-    """The flavour that a record of a training names, if that is of another model than `flavour`."""
-    try:
-        recorded = find_flavour(record.get("model_flavour", flavour.name))
-    except KeyError:  # a flavour that only others know says nothing
-        return None
-    return recorded if recorded.model_name != flavour.model_name else None
 
 
 def _metadata(file: Path) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from simplewan.options.experts import budgets_of
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
+from simplewan.options.starts import check_starts
 
 IMAGE_ENCODER_KEY = "pretrained_image_encoder_model_name_or_path"
 
@@ -85,12 +86,16 @@ def check_options(
     where = {key: given.where for key, given in found.items()}
     _check_files(options, found, paths, flavour, findings, training=training)
     _check_guidance(options, where, flavour, findings)
+    if training:
+        _check_transformers(options, where, flavour, findings)
     _check_parts(options, where, flavour, findings)
     if not training:
         return
     _check_length(options, where, config, flavour, findings)
     _check_timesteps(options, where, config, flavour, findings)
     _check_experts(options, where, config, flavour, findings)
+    if flavour is not None:
+        check_starts(options, where, config, flavour, paths, findings)
     _check_memory(options, where, config, findings)
     if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.other_stage is None:
         key = "wan_validation_load_other_stage"
@@ -114,6 +119,25 @@ def _check_parts(options: Options, where: Mapping[str, str], flavour: Flavour | 
         )
     if options.model.pretrained_image_encoder_model_name_or_path is not None and not flavour.clip_conditioning:
         findings.inform(f"{where[image]}: {image} has no effect: {flavour.name} takes no image embeddings")
+
+
+def _check_transformers(
+    options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings
+) -> None:
+    """A transformer of its own that the run does not open, while the one that it trains comes from elsewhere."""
+    other = None if flavour is None else flavour.other_stage
+    if flavour is None or flavour.stage is None or other is None or options.validation.loads_other_stage:
+        return
+    key, trained = TRANSFORMER_KEYS[other], TRANSFORMER_KEYS[flavour.stage]
+    name: str | None = getattr(options.model, key)
+    if name is None:
+        return
+    message = f"is the {other}-noise expert, which {flavour.name} does not train"
+    if getattr(options.model, trained) is not None:
+        findings.inform(f"{where[key]}: {key} has no effect here: it {message}")
+        return
+    fix = f"name the {flavour.stage}-noise expert with {trained}, set wan_validation_load_other_stage, or leave it out"
+    findings.problem(where[key], message, key=key, value=name, fix=fix)
 
 
 def _check_guidance(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from simplewan.errors import Problem
-from simplewan.flavours import DEFAULT_FLAVOUR, FLAVOURS, HIGH, LOW, UNSUPPORTED, Flavour, of_repository, unsupported
+from simplewan.flavours import (
+    DEFAULT_FLAVOUR,
+    FLAVOURS,
+    HIGH,
+    LOW,
+    Flavour,
+    not_trained,
+    of_repository,
+    unsupported,
+)
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.paths import Paths
-from simplewan.recognition import TRANSFORMER, Found, part_in, recognise
+from simplewan.recognition import TRANSFORMER, Found, part_in, recognise, told_version
 
 BASE = "pretrained_model_name_or_path"
 TRANSFORMER_KEYS = {
@@ -27,7 +37,7 @@ _SUBFOLDER_KEYS = {HIGH: "pretrained_transformer_subfolder", LOW: "pretrained_tr
 _PARTS = {HIGH: "transformer", LOW: "transformer_2"}
 _TASK = re.compile(r"(?<![a-z0-9])(ti2v|t2v|i2v)(?![a-z0-9])")
 _SIZE = re.compile(r"(?<![a-z0-9.])(1[._]3b|a14b|14b|5b)(?![a-z0-9])")
-_OF_22 = re.compile(r"2[._]2|a14b")
+_RESOLUTION = re.compile(r"720|480")
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def _row(task: str, size: str, words: str) -> Flavour | None:
         return FLAVOURS["ti2v-5b-2.2"]
     if size == "1.3b":
         return FLAVOURS["t2v-480p-1.3b-2.1"] if task == "t2v" else None
-    if _OF_22.search(words):
+    if told_version(*reversed(words.split("/"))) == "2.2":
         return FLAVOURS[f"{task}-a14b-2.2"]
     if task == "t2v":
         return FLAVOURS["t2v-480p-14b-2.1"]
@@ -135,35 +145,44 @@ def _of_files(key: str, name: str, places: dict[str, Path], *, two_experts: bool
     one = next(iter(found.values()))
     if one is None or one.kind != TRANSFORMER:  # what it is instead is told where the files are checked
         return Inferred(FLAVOURS[DEFAULT_FLAVOUR], f"default: {name} is no transformer that is known")
-    if one.task in UNSUPPORTED:
-        return Problem(key, f"is {one.task} ({UNSUPPORTED[one.task]}), which is not trained here", key, name)
+    if (what := not_trained(one.task, one.in_channels)) is not None:
+        return Problem(key, f"is {what}, which is not trained here", key, name, "give a T2V, I2V or TI2V model")
     if two_experts or len(places) == 2:
         return Inferred(FLAVOURS[f"{one.task if one.task == 'i2v' else 't2v'}-a14b-2.2"], f"the two experts of {name}")
-    words = " ".join(part for place in places.values() for part in place.parts[-2:]).lower() + " " + name.lower()
-    return _of_transformer(one, next(iter(places)), key, name, words)
+    expert, place = next(iter(places.items()))
+    # The file's own name first, then its folder's. A name that ends in no file's ending has no stem.
+    words = (place.stem if place.is_file() else place.name, place.parent.name, name)
+    return _of_transformer(one, expert, key, name, words)
 
 
-def _of_transformer(found: Found, expert: str, key: str, name: str, words: str) -> Inferred | Problem:
-    """By one transformer: its inputs, its size, and where they do not settle it, its name."""
+def _of_transformer(found: Found, expert: str, key: str, name: str, words: Sequence[str]) -> Inferred | Problem:
+    """By one transformer: its inputs, its size, and where they do not settle it, the first of `words` that does."""
     source = f"the transformer in {name} ({found.width} wide, {found.blocks} blocks, {found.in_channels} channels)"
     row: str | None = None
     assumed: str | None = None
     if found.task == "ti2v":
         row = "ti2v-5b-2.2"
     elif found.task == "i2v" and found.image_dim:
-        row = "i2v-14b-2.1-720p" if "720" in words else "i2v-14b-2.1"
-        if "720" not in words and "480" not in words:
+        resolution = next((told[0] for each in words if (told := _RESOLUTION.search(each))), None)
+        row = "i2v-14b-2.1-720p" if resolution == "720" else "i2v-14b-2.1"
+        if resolution is None:
             assumed = "480p is assumed; i2v-14b-2.1-720p is the other"
     elif found.width == 5120 or found.task == "i2v":
         stage = found.expert or (LOW if expert == LOW else None)
-        if found.task == "t2v" and stage is None and not _OF_22.search(words):
+        version = told_version(*words)
+        if found.task == "t2v" and stage is None and version != "2.2":
             row = "t2v-480p-14b-2.1"
-            if "2.1" not in words and "2_1" not in words:
+            if version is None:
                 assumed = "an expert of Wan 2.2 looks the same: set t2v-a14b-2.2-high or -low if it is one"
         elif stage is None:
             fix = f"set model_flavour to {found.task}-a14b-2.2-high or {found.task}-a14b-2.2-low"
             return Problem(key, "is one expert of Wan 2.2, and nothing tells which", key, name, fix)
+        elif key != BASE and stage != expert:
+            fix = f"name it with {TRANSFORMER_KEYS[stage]}; a file is known by its name"
+            return Problem(
+                key, f"is the {stage}-noise expert of Wan 2.2, expected the {expert}-noise one", key, name, fix
+            )
         else:
-            row = f"{found.task or 't2v'}-a14b-2.2-{stage}"
+            row = f"{found.task}-a14b-2.2-{stage}"
     row = row or DEFAULT_FLAVOUR
     return Inferred(FLAVOURS[row], source, assumed)

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, UNSUPPORTED, Flavour
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour, not_trained
 from simplewan.headers import PICKLED, WEIGHT_ENDINGS, weight_files
 from simplewan.models.wan.sources import (
+    OTHER_PLACES,
     ModelSource,
     Source,
     embeds_tokenizer,
@@ -126,12 +127,12 @@ def _same_twice(model: ModelSource, flavour: Flavour) -> list[Problem]:
 
 def check_part(path: Path, place: Source, flavour: Flavour) -> list[Problem]:
     """What is wrong with a part's file or folder: not there, not readable, incomplete, or of another model."""
-    wrong = _file_fault(path, place) if path.is_file() else _folder_fault(path, place)
-    if wrong is not None:
-        return [Problem("model", wrong[0], key=place.key, value=place.name, fix=wrong[1])]
-    if place.part in _CONFIG_NAMES:
-        return []
     try:
+        wrong = _file_fault(path, place) if path.is_file() else _folder_fault(path, place)
+        if wrong is not None:
+            return [Problem("model", wrong[0], key=place.key, value=place.name, fix=wrong[1])]
+        if place.part in _CONFIG_NAMES:
+            return []
         found = recognise(path)
     except (OSError, ValueError) as error:
         message = str(error) if str(error).startswith("has a") else f"cannot be read: {error}"
@@ -204,9 +205,8 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
     if found.kind != _KINDS.get(place.part, place.part):
         name, belongs = _NAMES[found.kind]
         return [problem(f"is {name}, expected {_wanted(place)[0]}", belongs)]
-    if found.task in UNSUPPORTED:
-        what = UNSUPPORTED[found.task]
-        return [problem(f"is {found.task} ({what}), which is not trained here", "give a T2V, I2V or TI2V model")]
+    if found.kind == TRANSFORMER and (what := not_trained(found.task, found.in_channels)) is not None:
+        return [problem(f"is {what}, which is not trained here", "give a T2V, I2V or TI2V model")]
     problems = []
     if found.quantised not in _READABLE:
         problems.append(problem(f"holds weights as {found.quantised}", "give bf16, fp16, fp32 or fp8 weights"))
@@ -216,7 +216,10 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
             fix_of_time = _TI2V_TIME if flavour.holds_first_frame else _TIME
             problems.append(problem(f"has another time embedding: {found.misfit}", fix_of_time))
         if (message := _wrong_expert(found, place, flavour)) is not None:
-            problems.append(problem(message, f"{fix}; a file is known by its name"))
+            where = fix
+            if flavour.boundary is not None and found.expert is not None and not place.is_base:
+                where = f"name it with {OTHER_PLACES[EXPERT_SUBFOLDER[found.expert]]}"
+            problems.append(problem(message, f"{where}; a file is known by its name"))
     latents = flavour.vae.latent_channels
     if found.kind == VAE and found.latent_channels not in (None, latents):
         problems.append(problem(f"has another VAE: z_dim {found.latent_channels}, expected {latents}"))

@@ -33,7 +33,7 @@ _ORIGINAL_FILES = {
     "image_processor": ("models_clip_*",),  # it is CLIP's own, and has no file
 }
 _TOP_WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json")
-_OTHER_PLACES = {
+OTHER_PLACES = {
     "transformer": "pretrained_transformer_model_name_or_path",
     "transformer_2": "pretrained_transformer_2_model_name_or_path",
     "vae": "pretrained_vae_model_name_or_path",
@@ -108,7 +108,7 @@ def source(model: ModelSource, flavour: Flavour, part: str) -> Source:
     }.get(part)
     base = model.pretrained_model_name_or_path
     # Whoever names parts one by one, and no base model, is told the option of the part that is missing.
-    key = _OTHER_PLACES[part] if own[part] or (base is None and flavour.repository and any(own.values())) else BASE
+    key = OTHER_PLACES[part] if own[part] or (base is None and flavour.repository and any(own.values())) else BASE
     name = own[part] or base or flavour.repository
     if not name:
         fix = f"name the folder of a {flavour.name} model"
