@@ -20,6 +20,7 @@ TRANSFORMER, VAE, TEXT_ENCODER, IMAGE_ENCODER, LORA = "transformer", "vae", "tex
 DIFFUSERS, ORIGINAL = "diffusers", "original"
 # What tools put before the names of a transformer's tensors; the longest first.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+VAE_PREFIXES = ("", "first_stage_model.", "vae.", "model.")
 # A head of Wan is 128 wide, one of CLIP's ViT-H 80: no shape tells how many there are.
 HEAD_WIDTH, CLIP_HEAD_WIDTH = 128, 80
 # Tensors that only models have which are not trained here, by the model's word (flavours.UNSUPPORTED).
@@ -183,6 +184,14 @@ def inside(tensors: Mapping[str, Any]) -> dict[str, str]:
     return {name: name for name in tensors}
 
 
+def inside_vae(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """The same for a VAE, in either naming."""
+    for prefix in VAE_PREFIXES:
+        if any(f"{prefix}{conv}" in tensors for conv in ("decoder.conv1.weight", "decoder.conv_in.weight")):
+            return {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    return {name: name for name in tensors}
+
+
 def of_header(header: Header) -> Found | None:
     """What a file is by the names and shapes of its tensors; None when they are nobody's that is known here."""
     names = inside(header.tensors)
@@ -192,12 +201,13 @@ def of_header(header: Header) -> Found | None:
     quantised = _quantised(header.tensors)
     if "patch_embedding.weight" in bare.tensors and any(name.startswith("blocks.") for name in bare.tensors):
         return replace(_of_transformer(bare), quantised=quantised)
+    vae = Header({name: header.tensors[whole] for name, whole in inside_vae(header.tensors).items()})
     for conv, latents, naming in (
         ("decoder.conv1.weight", "conv2.weight", ORIGINAL),
         ("decoder.conv_in.weight", "post_quant_conv.weight", DIFFUSERS),
     ):
-        if len(bare.shape(conv)) == 5 and bare.shape(latents):
-            return Found(VAE, naming, latent_channels=bare.shape(latents)[0], quantised=quantised)
+        if len(vae.shape(conv)) == 5 and vae.shape(latents):
+            return Found(VAE, naming, latent_channels=vae.shape(latents)[0], quantised=quantised)
     for name, naming in (("token_embedding.weight", ORIGINAL), ("shared.weight", DIFFUSERS)):
         if bare.shape(name) and _is_umt5(bare):
             return Found(TEXT_ENCODER, naming, width=bare.shape(name)[1], quantised=quantised)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -270,6 +271,30 @@ def test_a_vae_with_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
     save_file(original_vae(tiny_vae()) | {"encoder.extra.weight": torch.zeros(2)}, tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match=r"1 that Wan has not, encoder\.extra\.weight among them"):
         load_vae(Model(pretrained_vae_model_name_or_path=str(tmp_path / "vae.safetensors")), MINI, torch.float32)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "vae.", "first_stage_model."])
+@pytest.mark.parametrize("naming", ["original", "diffusers"])
+def test_a_vae_behind_a_prefix(naming: str, prefix: str, tmp_path: Path) -> None:
+    vae = tiny_vae()
+    vae.save_pretrained(tmp_path)
+    state = original_vae(vae) if naming == "original" else vae.state_dict()
+    file = tmp_path / "prefixed_vae.safetensors"
+    save_file({prefix + name: value for name, value in state.items()} | {"loss.logvar": torch.zeros(1)}, file)
+    model = Model(pretrained_vae_model_name_or_path=str(file))
+    equal(load_vae(model, MINI, torch.float32), vae.requires_grad_(False))
+    save_file({prefix + name: value for name, value in [*state.items()][:-1]}, file)
+    with pytest.raises(UserError, match="lacks 1 tensors"):
+        load_vae(model, MINI, torch.float32)
+
+
+def test_the_statistics_of_the_second_vae_are_the_published_ones() -> None:
+    """Of latents_mean and latents_std in vae/config.json of Wan-AI/Wan2.2-TI2V-5B-Diffusers, in tenthousandths."""
+    digests = {
+        hashlib.sha256(",".join(str(round(value * 10000)) for value in values).encode()).hexdigest()[:16]
+        for values in (MEAN_22, STD_22)
+    }
+    assert digests == {"14d0ff000a498b1e", "b7058d27bab6e863"}
 
 
 def test_a_vae_file_in_diffusers_naming_needs_its_configuration(folder: Path, tmp_path: Path) -> None:

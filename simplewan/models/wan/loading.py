@@ -17,7 +17,13 @@ import torch
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
 from simplewan.models.wan.checking import check_files, check_part, size_remark
-from simplewan.models.wan.original import build_image_encoder, build_text_encoder, build_transformer, build_vae
+from simplewan.models.wan.original import (
+    build_image_encoder,
+    build_text_encoder,
+    build_transformer,
+    build_vae,
+    is_unused,
+)
 from simplewan.models.wan.sources import (
     TOKENIZER_TENSOR,
     ModelSource,
@@ -104,9 +110,14 @@ def load_text_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype) 
     with _reading(place):
         if path.is_file():
             encoder, found = build_text_encoder(path, dtype)
-            _refuse_incomplete(found, place)
         else:
-            encoder = UMT5EncoderModel.from_pretrained(path, dtype=dtype)
+            encoder, found = UMT5EncoderModel.from_pretrained(
+                path,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # told below, with what is missing
+                output_loading_info=True,
+            )
+    _refuse_misfit(found, place)
     with _reading(tokenizer_place):
         return _load_tokenizer(tokenizer_path), _frozen(encoder)
 
@@ -138,7 +149,7 @@ def load_image_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype)
                 ignore_mismatched_sizes=True,  # told below, with what is missing
                 output_loading_info=True,
             )
-    _refuse_incomplete(found, place)
+    _refuse_misfit(found, place)
     with _reading(processor_place):
         # A file comes without a processor's configuration: CLIP's own is the one that Wan was trained with.
         processor = (
@@ -188,12 +199,20 @@ def _checked(place: Source, flavour: Flavour) -> Path:
     return path
 
 
-def _refuse_incomplete(found: Mapping[str, Any], place: Source) -> None:
-    """transformers fills what a file lacks with random numbers, and nothing would show it later. Raises UserError."""
+def _refuse_misfit(found: Mapping[str, Any], place: Source) -> None:
+    """Refuse what transformers passes over, and nothing would show later. Raises UserError.
+
+    What a file lacks it fills with random numbers; what a file has beyond the model it ignores, scales of fp8 among it.
+    """
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:
         message = f"has a {place.part} that lacks {len(absent)} of its weights, {absent[0]} among them"
         fix = "its config.json or its weights are another model's: copy or download it again"
+        raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix))
+    surplus = sorted(name for name in found["unexpected_keys"] if not is_unused(name))
+    if surplus:
+        message = f"has a {place.part} with {len(surplus)} tensors that it has no place for, {surplus[0]} among them"
+        fix = "give a plain UMT5 or CLIP; scales of fp8 are read when they are called scale_weight or weight_scale"
         raise UserError(Problem("model", message, key=place.key, value=place.name, fix=fix))
 
 
