@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def test_a_copied_example_is_made_before_its_model_is_looked_for(
     assert cli.main(["examples", "copy", "mini"]) == 0
     made: list[Path] = []
     monkeypatch.setattr("simplewan.app.examples.prepare", lambda name, folder: made.append(folder))
+    # Imported while configuration.py is replaced it would keep the replacement for good.
+    importlib.import_module(f"simplewan.cli.{command}")
     monkeypatch.setattr("simplewan.cli.configuration.load_configuration", once_more(made))
     with pytest.raises(Made):
         cli.main([command, "env=mini"])

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    DryRunError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from simplewan.errors import UserError
@@ -138,6 +146,57 @@ def test_an_unreachable_hub_names_the_local_alternative(monkeypatch: pytest.Monk
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="path of a local copy"):
         download("nobody/nothing-of-the-kind", ["*.json"], key="pretrained_model_name_or_path")
+
+
+def answer(kind: type[Exception], behind: Exception | None = None, *, status: int = 404) -> Exception:
+    """An error as the hub's library raises it; one that only tells that nothing was found has its reason behind it."""
+    if issubclass(kind, HfHubHTTPError):
+        made: Exception = kind(
+            "the hub says no", response=SimpleNamespace(headers={}, request=None, status_code=status)
+        )
+    else:
+        made = kind("what the system says")
+    made.__cause__ = behind
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "key", "told"),
+    [
+        (answer(RevisionNotFoundError), "revision", "is no revision of owner/model"),
+        (answer(DryRunError, answer(RepositoryNotFoundError)), "part", "nor a repository that can be read"),
+        (answer(DryRunError, ConnectionError("no route")), "part", "the hub is out of reach (no route)"),
+        (answer(HfHubHTTPError, status=503), "part", "the hub is out of reach (the hub says no)"),
+        (answer(LocalEntryNotFoundError), "part", "the hub is out of reach"),
+        (OSError(28, "No space left on device"), "part", "No space left on device"),
+        (PermissionError(13, "Permission denied"), "part", "cannot be downloaded to"),
+        (FileNotFoundError(2, "No such file"), "part", "cannot be downloaded to"),
+    ],
+)
+def test_what_the_hub_or_the_disk_denies_is_told(
+    error: Exception, key: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deny(*_arguments: object, local_files_only: bool = False, **_keys: object) -> Path:
+        raise answer(LocalEntryNotFoundError) if local_files_only else error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deny)
+    with pytest.raises(UserError) as raised:
+        download("owner/model", ["*.json"], key="part", revision="v9")
+    (problem,) = raised.value.problems
+    assert problem.key == key and told in problem.message
+    assert ("out of reach" in problem.message) == ("out of reach" in told)
+
+
+def test_what_was_downloaded_before_does_when_the_hub_denies_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deny(*_arguments: object, local_files_only: bool = False, **_keys: object) -> Path:
+        if local_files_only:
+            return tmp_path
+        raise answer(DryRunError, answer(RepositoryNotFoundError))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deny)
+    assert download("owner/model", ["*.json"], key="part") == tmp_path
 
 
 def test_a_fingerprint_is_of_the_contents_alone(folder: Path, copy: Path) -> None:

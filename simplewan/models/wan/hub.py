@@ -26,8 +26,15 @@ def download(
     Raises UserError, naming the local alternative, when it cannot be had.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        DryRunError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    of_the_hub = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError, DryRunError)
     wanted: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": list(patterns)}
     if but:
         wanted["ignore_patterns"] = list(but)
@@ -39,24 +46,47 @@ def download(
             message = f"needs {needed / 2**30:.1f} GiB, and {constants.HF_HUB_CACHE} has {room / 2**30:.1f} GiB free"
             raise UserError(Problem("model", message, key=key, value=name, fix="make room or set HF_HOME"))
         return Path(snapshot_download(**wanted))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        message = f"is neither a local folder nor a repository that can be read ({_first_line(error)})"
-        raise UserError(Problem("model", message, key=key, value=name, fix=_alternative(name, key))) from error
-    except (LocalEntryNotFoundError, OSError):
-        return _cached(wanted, key)
+    except HFValidationError as error:
+        raise _no_repository(error, name, key) from error
+    except (OSError, HTTPError) as error:
+        reason = _reason(error)
+        if isinstance(reason, RevisionNotFoundError):
+            fix = "name a branch, a tag or a commit of it, or leave revision out"
+            raise UserError(Problem("model", f"is no revision of {name}", "revision", str(revision), fix)) from error
+        if not isinstance(error, of_the_hub):
+            message = f"cannot be downloaded to {constants.HF_HUB_CACHE}: {_first_line(error)}"
+            fix = "make it writable and see that there is room, or set HF_HOME"
+            raise UserError(Problem("model", message, key=key, value=name, fix=fix)) from error
+        return _cached(wanted, key, reason)
 
 
-def _cached(wanted: dict[str, Any], key: str) -> Path:
-    """The copy in the hub's cache, for when the hub is out of reach."""
+def _reason(error: Exception) -> Exception:
+    """What is behind an error that only says that nothing was found on this machine, or that nothing can be listed."""
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
+
+    behind = error.__cause__
+    wraps = isinstance(error, (DryRunError, LocalEntryNotFoundError))
+    return behind if wraps and isinstance(behind, Exception) else error
+
+
+def _cached(wanted: dict[str, Any], key: str, reason: Exception) -> Path:
+    """The copy in the hub's cache, for when the hub is out of reach or denies the repository."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     name = wanted["repo_id"]
     try:
         return Path(snapshot_download(**wanted, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        message = "is not on this machine, and the hub is out of reach"
+        if isinstance(reason, RepositoryNotFoundError):
+            raise _no_repository(reason, name, key) from error
+        message = f"is not on this machine, and the hub is out of reach ({_first_line(reason)})"
         raise UserError(Problem("model", message, key=key, value=name, fix=_alternative(name, key))) from error
+
+
+def _no_repository(error: Exception, name: str, key: str) -> UserError:
+    message = f"is neither a local folder nor a repository that can be read ({_first_line(error)})"
+    return UserError(Problem("model", message, key=key, value=name, fix=_alternative(name, key)))
 
 
 def _alternative(name: str, key: str) -> str:
