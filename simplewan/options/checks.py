@@ -132,7 +132,7 @@ def _check_transformers(
     name: str | None = getattr(options.model, key)
     if name is None:
         return
-    message = f"is the {other}-noise expert, which {flavour.name} does not train"
+    message = f"is given for the {other}-noise expert, which {flavour.name} does not train"
     if getattr(options.model, trained) is not None:
         findings.inform(f"{where[key]}: {key} has no effect here: it {message}")
         return
