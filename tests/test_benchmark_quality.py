@@ -230,7 +230,7 @@ def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["--model", str(folder), "--rows", "lora", "--lora-low", "file"]) == 2
     mistakes = (
         ["--rows", "lora"],
-        ["--flavour", "t2v-mini"],
+        ["--flavour", "i2v-14b-2.1"],
         ["--sheet", "a"],
         ["--sheet-clips", "0"],
         ["--sizes", "64"],
@@ -248,3 +248,15 @@ def test_the_model_of_the_package_shows_what_it_is_asked_for(capsys: pytest.Capt
     assert all(percent[name] >= 95 for name in ("colour", "ground", "count"))
     assert percent["direction"] >= 85
     assert percent["shape"] >= 70
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["i2v-mini", "ti2v-mini"])
+def test_given_first_frames_are_kept_and_motion_follows_the_caption(
+    flavour: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--flavour", flavour, "--rows", "ceiling", "base", "--sets", OLD_WORLD, "--count", "24", "--json"]
+    assert main([*words, "--sizes", "64x64"]) == 0
+    ceiling, base = json.loads(capsys.readouterr().out)
+    assert base["first_frame_db"] > ceiling["first_frame_db"] - FIRST_FRAME_LOSS[flavour]
+    assert base["scores"]["direction"]["percent"] >= 80

@@ -139,7 +139,8 @@ def test_the_files_come_with_the_package() -> None:
         folder = example_folder(name)
         assert folder is not None
         names = {path.name for path in folder.glob("*.json")}
-        assert names == {"config.json", "multidatabackend.json", "user_prompt_library.json"}
+        library = set() if "datasets" in (folder / "config.json").read_text() else {"user_prompt_library.json"}
+        assert names == {"config.json", "multidatabackend.json", *library}
 
 
 def test_unknown_examples_are_refused() -> None:

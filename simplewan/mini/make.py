@@ -34,8 +34,8 @@ SEED = 42
 DATASETS = {"long": (SEED, 6000, SIZES), "short": (SEED + 1, 3000, SIZES), "square": (SEED + 2, 4000, ((64, 64),))}
 RECIPE = Path(__file__).with_name("recipes") / "config.json"
 # What differs from the recipe, which is that of T2V.
-I2V = ("max_train_steps=2000", "learning_rate=0.004", "lr_warmup_steps=100")
-TI2V = ("data_backend_config=square.json", "i2v_probability=0.7")
+I2V = ("max_train_steps=4000", "learning_rate=0.005", "lr_warmup_steps=100")
+TI2V = ("max_train_steps=4000", "data_backend_config=square.json", "i2v_probability=0.7")
 VAE = {"t2v": "vae", "i2v": "vae", "ti2v": "vae-2.2"}
 # Small products: a second thread gains little, and page faults cost more than the arithmetic.
 QUICKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
