@@ -5,10 +5,8 @@ The names are those of diffusers' WanTransformer3DModel itself, made without mem
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +88,7 @@ def shapes_told(changes: Sequence[Change]) -> Shapes:
 
     embedder = "condition_embedder"
     image_dim = told(f"{_IMAGE}.ff.net.2", 1, 1280) if sizes.image else None
-    return _shapes(
+    return shapes_of(
         {
             "num_attention_heads": width // 128 or 1,
             "attention_head_dim": 128 if width >= 128 else width,
@@ -106,14 +104,18 @@ def shapes_told(changes: Sequence[Change]) -> Shapes:
     )
 
 
-def shapes_of(config: Path) -> Shapes:
-    """The weights of a transformer, from its config.json."""
-    return _shapes({key: value for key, value in json.loads(config.read_text("utf-8")).items() if key[0] != "_"})
+def shapes_of(config: Mapping[str, Any]) -> Shapes:
+    """The weights of a transformer, from diffusers' configuration of it."""
+    return {name: tuple(parameter.shape) for name, parameter in _skeleton(config).named_parameters()}
 
 
-def _shapes(config: Mapping[str, Any]) -> Shapes:
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config.json that says all that diffusers' own would."""
+    return str(_skeleton(config).to_json_string())
+
+
+def _skeleton(config: Mapping[str, Any]) -> Any:
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(dict(config))
-    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
+        return WanTransformer3DModel.from_config(dict(config))
