@@ -192,11 +192,12 @@ def _other_model(file: LoraFile, sizes: Sizes) -> str | None:
         flavour = find_flavour(name or "")
     except KeyError:
         return None
-    width = {"1.3b": 1536, "5b": 3072, "14b": 5120}
-    expected = next((width[word] for word in width if word in flavour.name), None)
-    if expected is None or sizes.width in (None, expected):
+    expected = flavour.size
+    if expected is None or sizes.width in (None, expected.width):
         return None
-    return f"its metadata speak of {flavour.name} ({expected} wide), its weights are for a model {sizes.width} wide"
+    return (
+        f"its metadata speak of {flavour.name} ({expected.width} wide), its weights are for a model {sizes.width} wide"
+    )
 
 
 def _remarks(file: LoraFile, layers: Sequence[Layer]) -> list[str]:
