@@ -16,7 +16,7 @@ from simplewan.errors import UserError
 from simplewan.models.lora.approximate import as_lora
 from simplewan.models.lora.attach import attach_changes
 from simplewan.models.lora.change import LORA, WHOLE, Change
-from simplewan.models.lora.doctor import _same_product
+from simplewan.models.lora.doctor import LOADS, _same_product, verdicts
 from simplewan.models.lora.formats import CONVENTIONS, parse_key
 from simplewan.models.lora.read import examine_file, gather, read_file, read_lora
 from simplewan.models.lora.skeleton import shapes_of, shapes_told
@@ -172,6 +172,18 @@ def test_the_doctor_sees_when_diffusers_makes_another_product_of_a_pair() -> Non
     for other in (replace(change, alpha=2.0), replace(change, dora=torch.ones(32, 1))):
         assert not _same_product(other, pair)
     assert not _same_product(change, {"lora_A": pair["lora_A"]})
+
+
+def test_the_doctor_knows_that_diffusers_reads_its_own_metadata(tmp_path: Path) -> None:
+    config = {
+        f"transformer.{key}": value for key, value in {"r": 4, "lora_alpha": 2, "target_modules": LINEARS}.items()
+    }
+    tensors = spelled(pairs(tiny_transformer()), "diffusers")
+    path = write(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=json.dumps(config))
+    pipeline = tiny_pipeline()
+    pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
+    assert distance(predict(pipeline.transformer), acting(read_file(path).changes)) < CLOSE
+    assert next(verdict for verdict in verdicts(read_file(path)) if verdict.tool == "diffusers").outcome == LOADS
 
 
 @pytest.mark.parametrize("name", list(LYCORIS))
