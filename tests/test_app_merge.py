@@ -80,12 +80,16 @@ def test_a_file_that_tells_no_expert_is_asked_for_one(model: Path, capfd: pytest
     assert distance(Path("there/transformer"), merged_by_hand(found, scale=1.0)) < CLOSE
 
 
-def test_two_transformers_that_are_named_are_two_experts(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_transformers_that_are_named_are_two_experts(capfd: pytest.CaptureFixture[str]) -> None:
     lora("untold")
-    words = [f"pretrained_transformer_{part}model_name_or_path={model}" for part in ("", "2_")]
-    words += ["pretrained_transformer_2_subfolder=transformer_2"]
+    words = []
+    for number, part in enumerate(("", "_2")):
+        tiny_transformer(seed=number).save_pretrained(f"base{number}")
+        words += [f"pretrained_transformer{part}_model_name_or_path=base{number}"]
+        words += [f"pretrained_transformer{part}_subfolder=none"]
     assert merged("untold.safetensors", *words) == 2
     assert "say expert=high or expert=low" in capfd.readouterr().err
+    assert merged("untold.safetensors", *words[:2]) == 0
 
 
 def test_an_original_base_becomes_a_folder_of_diffusers(capfd: pytest.CaptureFixture[str]) -> None:
