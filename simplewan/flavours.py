@@ -30,6 +30,25 @@ VAE_22 = VaeKind(latent_channels=48, temporal_stride=4, spatial_stride=16)
 
 
 @dataclass(frozen=True)
+class Size:
+    """A published transformer: its name, the width of its tokens and of its feed-forward, its blocks and latents."""
+
+    name: str
+    width: int
+    feed_forward: int
+    blocks: int
+    latent_channels: int
+
+
+# By the word in the flavour's name.
+SIZES: dict[str, Size] = {
+    "1.3b": Size("1.3B", 1536, 8960, 30, 16),
+    "5b": Size("5B", 3072, 14336, 30, 48),
+    "14b": Size("14B", 5120, 13824, 40, 16),
+}
+
+
+@dataclass(frozen=True)
 class Flavour:
     """One row. `stage` is the one expert ("high", "low") that is trained; None trains all that the model has.
 
@@ -58,6 +77,11 @@ class Flavour:
     def repositories(self) -> tuple[str, ...]:
         """Where the model is published: in diffusers' layout, and in its original one."""
         return (self.repository, self.repository.removesuffix("-Diffusers")) if self.repository else ()
+
+    @property
+    def size(self) -> Size | None:
+        """The size of the published transformer; None of the miniature."""
+        return next((size for word, size in SIZES.items() if word in self.name), None)
 
     @property
     def pixel_multiple(self) -> int:

@@ -271,7 +271,7 @@ def test_a_merge_that_reads_back_otherwise_is_refused(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_folder()
-    monkeypatch.setattr(merge_module, "_changed", lambda _change, weight: weight.float() * 1.001)
+    monkeypatch.setattr(merge_module, "changed_weight", lambda _change, weight: weight.float() * 1.001)
     words = ["run/pytorch_lora_weights_high_noise.safetensors", "--to", "merged", f"base={model}", "output=there"]
     assert main(["export", *words]) == 2
     assert "reads back" in capfd.readouterr().err

@@ -14,13 +14,14 @@ from tiny import tiny_pipeline, tiny_transformer
 
 from simplewan.errors import UserError
 from simplewan.models.lora.approximate import as_lora
+from simplewan.models.lora.attach import attach_changes
 from simplewan.models.lora.change import LORA, WHOLE, Change
+from simplewan.models.lora.doctor import LOADS, _same_product, verdicts
 from simplewan.models.lora.formats import CONVENTIONS, parse_key
-from simplewan.models.lora.merge import attach_changes
 from simplewan.models.lora.read import examine_file, gather, read_file, read_lora
 from simplewan.models.lora.skeleton import shapes_of, shapes_told
 from simplewan.models.lora.verify import verify_export
-from simplewan.models.lora.write import fitted, tensors_of, write_tensors
+from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
 
 STYLES = ("universal", "bare", "kohya", "diffusers", "musubi", "peft", "lycoris")
 LYCORIS = {
@@ -115,6 +116,74 @@ def test_the_alpha_of_pefts_configuration_counts(tmp_path: Path) -> None:
         assert scales["blocks.1.attn2.to_q"] == 2
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
     assert {change.scale for change in read_file(files[1]).changes} == {1.0, 4.0}
+
+
+def test_the_pattern_of_alphas_may_use_either_naming(tmp_path: Path) -> None:
+    """PEFT's patterns are for the names of the model that was trained: Wan's own, in tools that train that one."""
+    found = pairs(tiny_transformer())
+    for number, pattern in enumerate(("cross_attn.q", "attn2.to_q")):
+        config = {"lora_alpha": 2, "alpha_pattern": {pattern: 8}}
+        metadata = {"lora_adapter_metadata": json.dumps(config)}
+        path = write(tmp_path / f"{number}.safetensors", spelled(found, "bare"), **metadata)
+        scales = {change.module: change.scale for change in read_file(path).changes}
+        assert (scales["blocks.0.attn1.to_q"], scales["blocks.1.attn2.to_q"]) == (0.5, 2)
+
+
+def test_a_flat_pair_of_a_convolution_acts() -> None:
+    generator = torch.Generator().manual_seed(4)
+    down, up = torch.randn(2, 64, generator=generator) / 8, torch.randn(32, 2, generator=generator)
+    changes = [Change("patch_embedding", LORA, {"down": down, "up": up}, alpha=4.0)]
+    for linears in ((), ("attn1.to_q",)):
+        found = pairs(tiny_transformer(), linears=linears)
+        others = [Change(name, LORA, {"down": a, "up": b}) for name, (a, b) in found.items()]
+        by_hand = merged_by_hand(found, scale=0.5)
+        with torch.no_grad():
+            by_hand.patch_embedding.weight += 0.5 * 2 * (up @ down).reshape(by_hand.patch_embedding.weight.shape)
+        assert distance(acting([*changes, *others], strength=0.5), predict(by_hand)) < CLOSE
+        assert distance(predict(merged_by_hand(found, scale=0.5)), predict(by_hand)) > 1e-3
+
+
+def test_what_the_model_has_no_place_for_is_told_or_refused() -> None:
+    transformer = tiny_transformer()
+    q = Change("blocks.0.attn1.to_q", WHOLE, {"diff": torch.ones(32, 32)})
+    absent = [Change(f"blocks.0.{name}", WHOLE, {"diff": torch.ones(32)}) for name in ("norm1", "attn2.norm_added_k")]
+    absent.append(Change("condition_embedder.image_embedder.pos_embed", WHOLE, {"diff": torch.ones(1, 2, 3)}))
+    assert set(attach_changes(transformer, [q, *absent], strength=1.0, name="x")) == {each.module for each in absent}
+    for change, why in (
+        (Change("blocks.0.attn1.norm_q", WHOLE, {}, bias=torch.ones(32)), "the model's has none"),
+        (replace(q, bias=torch.ones(31)), r"is \(31,\), the model's is \(32,\)"),
+        (Change("blocks.0.ffn.net.0.proj", WHOLE, {"diff": torch.ones(32, 64)}), r"the model's is \(64, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            attach_changes(tiny_transformer(), [change], strength=1.0, name="x")
+
+
+def test_metadata_of_a_source_are_kept_but_for_those_of_its_own_format() -> None:
+    pair = {"down": torch.ones(4, 32), "up": torch.ones(32, 4)}
+    old = {"author": "me", "lora_adapter_metadata": "{}", "alpha": "2", "rank": "8", "lora_format": "theirs"}
+    told = describe(old, [Change("blocks.0.attn1.to_q", LORA, pair)], text="ours", expert="low", flavour=None)
+    assert told == {"author": "me", "format": "pt", "lora_format": "ours", "expert": "low_noise", "rank": "4"}
+
+
+def test_the_doctor_sees_when_diffusers_makes_another_product_of_a_pair() -> None:
+    pair = {"lora_A": torch.ones(4, 32), "lora_B": torch.ones(32, 4)}
+    change = Change("blocks.0.attn1.to_q", LORA, {"down": pair["lora_A"], "up": pair["lora_B"]}, alpha=4.0)
+    assert _same_product(change, pair)
+    for other in (replace(change, alpha=2.0), replace(change, dora=torch.ones(32, 1))):
+        assert not _same_product(other, pair)
+    assert not _same_product(change, {"lora_A": pair["lora_A"]})
+
+
+def test_the_doctor_knows_that_diffusers_reads_its_own_metadata(tmp_path: Path) -> None:
+    config = {
+        f"transformer.{key}": value for key, value in {"r": 4, "lora_alpha": 2, "target_modules": LINEARS}.items()
+    }
+    tensors = spelled(pairs(tiny_transformer()), "diffusers")
+    path = write(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=json.dumps(config))
+    pipeline = tiny_pipeline()
+    pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
+    assert distance(predict(pipeline.transformer), acting(read_file(path).changes)) < CLOSE
+    assert next(verdict for verdict in verdicts(read_file(path)) if verdict.tool == "diffusers").outcome == LOADS
 
 
 @pytest.mark.parametrize("name", list(LYCORIS))
@@ -358,8 +427,7 @@ def test_the_skeleton_is_the_model_that_the_shapes_tell_of(tmp_path: Path) -> No
     transformer = tiny_transformer(image_dim=24)
     found = pairs(transformer, linears=(*LINEARS, "attn2.add_k_proj", "attn2.add_v_proj"))
     changes = read_file(write(tmp_path / "s.safetensors", spelled(found, "universal"))).changes
-    transformer.save_pretrained(tmp_path / "model")
-    real, told = shapes_of(tmp_path / "model" / "config.json"), shapes_told(changes)
+    real, told = shapes_of(transformer.config), shapes_told(changes)
     assert real == {name: tuple(value.shape) for name, value in transformer.named_parameters()}
     assert told.keys() == real.keys()
     assert all(told[f"{module}.weight"] == real[f"{module}.weight"] for module in found)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from simplewan.app.lora_files import find_loras, without_expert
+from simplewan.app.targets import check_targets
 from simplewan.data.atomic import atomic_path
 from simplewan.errors import Problem, UserError, shorten
 from simplewan.events import Emit, Notice
@@ -21,8 +23,9 @@ from simplewan.models.lora.read import LoraFile, examine_file, read_file, some
 from simplewan.models.lora.skeleton import Shapes, shapes_of, shapes_told
 from simplewan.models.lora.verify import read_as_diffusers, verify_export
 from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
+from simplewan.models.wan.loading import base_config
+from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import ModelSource, Source, part_path, source
-from simplewan.options.sources import COMMAND_LINE
 from simplewan.recognition import told_expert
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,7 +43,8 @@ class Request:
     """What is asked for. `output` None: a folder beside the files. `model` names the base, where one is named.
 
     `scale` multiplies the effect, `alpha` replaces the files' own, `as_lora` is the rank of LoRAs that approximate.
-    `drop` leaves out what the format cannot say. `expert` is that of the file, when it does not tell.
+    `drop` leaves out what the format (or, merging, the base) has no place for. `expert` is that of files which do not
+    tell. `flavour` is the one that was written, `inferred` the one that the named model tells of.
     """
 
     places: Sequence[Path]
@@ -55,6 +59,7 @@ class Request:
     expert: str | None = None
     original: bool = False
     flavour: Flavour | None = None
+    inferred: Flavour | None = None
     model: ModelSource | None = None
 
 
@@ -87,11 +92,25 @@ class Exported:
 
 def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     """Read all files and do what was asked to their changes. Raises UserError."""
-    return [_ready(read_file(path, drop=request.drop), request, emit=emit) for path in find_loras(request.places)]
+    files = [read_file(path, drop=request.drop) for path in find_loras(request.places)]
+    fix = "leave expert= out, or name the files that are meant"
+    problems = [
+        Problem(str(file), f"contradicts the file, which is for {_told(file)} noise", "expert", request.expert, fix)
+        for file in files
+        if request.expert is not None and _told(file) not in (None, request.expert)
+    ]
+    if problems:
+        raise UserError(*problems)
+    return [_ready(file, request, emit=emit) for file in files]
+
+
+def _told(file: LoraFile) -> str | None:
+    """The expert that the file itself tells, by its metadata or its name."""
+    return told_expert(file.metadata.get("expert", "")) or told_expert(file.path.stem)
 
 
 def _ready(file: LoraFile, request: Request, *, emit: Emit) -> Ready:
-    expert = request.expert or told_expert(file.metadata.get("expert", "")) or told_expert(file.path.stem)
+    expert = _told(file) or request.expert
     flavour = request.flavour
     if flavour is None and (name := file.metadata.get("model_flavour")) is not None:
         try:
@@ -99,7 +118,7 @@ def _ready(file: LoraFile, request: Request, *, emit: Emit) -> Ready:
         except KeyError:  # a flavour that only others know says nothing
             flavour = None
     if flavour is not None and flavour.boundary is None:
-        expert = None
+        expert = request.expert  # a LoRA of Wan 2.1 may be meant for an expert of 2.2
     elif flavour is not None:
         expert = expert or flavour.stage
     changes, errors = list(file.changes), {}
@@ -150,21 +169,6 @@ def _target(ready: Ready, request: Request) -> Path:
     ending = f"_{ready.expert}_noise" if ready.expert else ""
     name = f"{without_expert(ready.file.path.stem)}_{request.to}{ending}.safetensors"
     return (output or ready.file.path.parent / FOLDER) / name
-
-
-def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, overwrite: bool) -> None:
-    """That nothing is written twice, over what is read, or (unless asked) over what is there. Raises UserError."""
-    problems = []
-    for target in dict.fromkeys(targets):
-        if targets.count(target) > 1:
-            message, fix = "would be written more than once", "name a folder, or one file at a time"
-            problems.append(Problem(COMMAND_LINE, message, "output", str(target), fix))
-        elif any(target.exists() and path.exists() and target.samefile(path) for path in sources):
-            problems.append(Problem(COMMAND_LINE, "is what is read", "output", str(target), "name another"))
-        elif target.exists() and not overwrite:
-            problems.append(Problem(COMMAND_LINE, "is there already", "output", str(target), "give --overwrite"))
-    if problems:
-        raise UserError(*problems)
 
 
 def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Exported:
@@ -222,9 +226,14 @@ def _check_diffusers(path: Path, changes: Sequence[Change]) -> None:
 def _shapes(ready: Ready, request: Request) -> Shapes:
     """The weights of the base where one is named and local, else those of the model that the file tells of."""
     place = base_place(request, ready)
-    if place is not None and place.is_local and (config := part_path(place) / "config.json").is_file():
-        return shapes_of(config)
+    if place is not None and place.is_local and (path := part_path(place)).exists():
+        return shapes_of(described_config(path, configs=base_configs(request, place)))
     return shapes_told(ready.changes)
+
+
+def base_configs(request: Request, place: Source) -> list[Mapping[str, Any]]:
+    """What may tell of a base's transformer more than its shapes do, as where it is loaded."""
+    return [] if request.model is None else [base_config(request.model, place.part)]
 
 
 def base_place(request: Request, ready: Ready) -> Source | None:

@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from simplewan.app.exporting import DTYPES, Exported, Ready, Request, base_place, check_targets, export, ready_files
+from simplewan.app.exporting import (
+    DTYPES,
+    Exported,
+    Ready,
+    Request,
+    base_configs,
+    base_place,
+    export,
+    ready_files,
+)
 from simplewan.app.lora_files import without_expert
-from simplewan.errors import Problem, UserError
-from simplewan.events import Emit, Emitter, Progress, Stage
-from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, FLAVOURS, HIGH
-from simplewan.models.lora.merge import merge_files, open_base
-from simplewan.models.wan.hub import download
+from simplewan.app.targets import MERGED_FROM, check_targets
+from simplewan.errors import Problem, UserError, shorten
+from simplewan.events import Emit, Emitter, Notice, Progress, Stage
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
+from simplewan.models.lora.change import Change
+from simplewan.models.lora.merge import Base, merge_files, open_base, without_place
+from simplewan.models.lora.read import some
+from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import Source, part_path
 from simplewan.options.sources import COMMAND_LINE
+from simplewan.recognition import part_in
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 
 MERGED = "merged"
-_BASE_FIX = "name the base: base=FOLDER in diffusers' layout, or a .safetensors file with Wan's own names"
+_BASE_FIX = "name the base: base=PLACE, a folder in diffusers' layout or Wan's own, or a .safetensors file"
 
 
 def merge(request: Request, *, emit: Emit) -> list[Exported]:
@@ -34,7 +47,7 @@ def merge(request: Request, *, emit: Emit) -> list[Exported]:
         message = "is one transformer, and the files are for two experts"
         raise UserError(Problem(COMMAND_LINE, message, "base", str(paths.popitem()[1]), "merge one file at a time"))
     sources = [*(each.file.path for each in ready), *paths.values()]
-    check_targets(list(targets.values()), sources, overwrite=request.overwrite)
+    check_targets(list(targets.values()), sources, overwrite=request.overwrite, folders=not request.original)
     return [
         _merge(group, places[expert], paths[expert], targets[expert], request, emit=emit)
         for expert, group in by_expert.items()
@@ -45,13 +58,29 @@ def _base(request: Request, ready: Ready) -> Source:
     place = base_place(request, ready)
     if place is None:
         raise UserError(Problem(str(ready.file), "does not tell what it is to be merged into", fix=_BASE_FIX))
-    flavour = request.flavour or ready.flavour
-    # A model of two experts, and a file that speaks of neither.
-    other = place.is_local and (Path(place.name).expanduser() / EXPERT_SUBFOLDER["low"]).is_dir()
-    if ready.expert is None and (other if flavour is None else flavour.boundary is not None):
+    if ready.expert is None and _has_two_experts(place, request, ready):
         fix = "say expert=high or expert=low"
         raise UserError(Problem(str(ready.file), "does not tell which expert it is for", fix=fix))
     return place
+
+
+def _has_two_experts(place: Source, request: Request, ready: Ready) -> bool:
+    """Whether the base is a model of two experts: by what was written, by its files, or by its repository's name."""
+    model = request.model
+    if request.flavour is not None:
+        return request.flavour.boundary is not None
+    if ready.flavour is not None and ready.flavour.boundary is not None:
+        return True
+    assert model is not None, "a base was named"
+    own, other = (
+        (model.pretrained_transformer_model_name_or_path, model.pretrained_transformer_subfolder),
+        (model.pretrained_transformer_2_model_name_or_path, model.pretrained_transformer_2_subfolder),
+    )
+    if other[0] is not None and other != own:
+        return True
+    if place.is_local:
+        return part_in(Path(place.name).expanduser(), EXPERT_SUBFOLDER[LOW]) is not None
+    return request.inferred is not None and request.inferred.boundary is not None
 
 
 def _target(request: Request, ready: Ready) -> Path:
@@ -71,15 +100,18 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
     names = ", ".join(str(each.file) for each in group)
     emit(Stage("merge", f"Merging {names} into {place.name}"))
     try:
-        base = open_base(path, config=_config(request, first, path))
+        base = open_base(path)
+        changes = [change for each in group for change in each.changes]
+        if request.drop:
+            changes = _with_place(base, changes, names, emit=emit)
         merged = merge_files(
             base,
-            [change for each in group for change in each.changes],
+            changes,
             target,
-            original=request.original,
+            config=None if request.original else described_config(path, configs=base_configs(request, place)),
             dtype=None if request.dtype is None else DTYPES[request.dtype],
-            metadata={"merged": ", ".join(each.file.path.name for each in group)},
-            progress=_counting(len(base.tensors), label, emit),
+            metadata={MERGED_FROM: ", ".join(each.file.path.name for each in group)},
+            progress=_counting(2 * len(base.tensors), label, emit),
         )
     except ValueError as error:
         fix = "the file and the base must be of one model; `simpletuner lora doctor` tells which a file is for"
@@ -88,33 +120,26 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
     return Exported(names, str(target), "merged", first.expert, merged.modules, errors)
 
 
+def _with_place(base: Base, changes: list[Change], names: str, *, emit: Emit) -> list[Change]:
+    """What the base has a place for; what is left out is told by name. Raises ValueError when nothing is left."""
+    kept, lost = without_place(base, changes)
+    if not kept:
+        raise ValueError(f"the base has a place for nothing of it, such as {some(lost)}")
+    if lost:
+        text = f"{names}: left out, the base has no place for it: {shorten(some(lost), 300)}"
+        emit(Notice(text, severity="warning"))
+    return kept
+
+
 def _counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:
     done = 0
 
     def progress(_key: str) -> None:
         nonlocal done
         done += 1
-        emit(Progress(key="merge", label=f"Writing {label}", current=done, total=total, unit="weights"))
+        emit(Progress(key="merge", label=f"Writing and checking {label}", current=done, total=total, unit="weights"))
 
     return progress
-
-
-def _config(request: Request, ready: Ready, path: Path) -> Path | None:
-    """The configuration for a single file that becomes a folder: beside it, or that of the base model."""
-    if path.is_dir() or request.original:
-        return None
-    beside = path.with_name("config.json")
-    if beside.is_file():
-        return beside
-    model, flavour = request.model, request.flavour or ready.flavour or FLAVOURS[DEFAULT_FLAVOUR]
-    part = EXPERT_SUBFOLDER[ready.expert or HIGH]
-    assert model is not None, "a base was named"
-    name = model.pretrained_model_name_or_path or flavour.repository
-    folder = download(name, [f"{part}/config.json"], key="pretrained_model_name_or_path") if name else None
-    if folder is None or not (folder / part / "config.json").is_file():
-        fix = "put its config.json beside it, let pretrained_model_name_or_path name the model, or --layout original"
-        raise UserError(Problem(str(path), "has no configuration", fix=fix))
-    return folder / part / "config.json"
 
 
 def run_export(request: Request) -> list[Exported]:

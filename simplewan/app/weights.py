@@ -22,7 +22,7 @@ from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, other_model
-from simplewan.models.lora.merge import attach_changes
+from simplewan.models.lora.attach import attach_changes
 from simplewan.models.lora.read import LoraFile, read_file
 from simplewan.models.lora.write import lora_file_name
 from simplewan.models.wan.loading import load_transformer

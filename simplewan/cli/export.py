@@ -47,13 +47,14 @@ What is written is read back with another key map, and refused when a key, a sha
   dtype=bf16        fp32, fp16 or bf16; without it that of the file, or of the base
   scale=0.8         multiply the strength;  alpha=16 replaces the alpha of the file
   as_lora=32        approximate what is no LoRA of this rank or less by one (SVD); the errors are told
-  --drop            leave out, by name, what the format cannot say, instead of refusing the file
-  expert=high       the expert, when neither the metadata nor the name (..._high_noise) tell
-  --overwrite       replace what is there
+  --drop            leave out, by name, what the format cannot say or the base has no place for, instead of refusing it
+  expert=high       the expert, when neither the metadata nor the name (..._high_noise) tell; a file that tells the
+                    other one is refused
+  --overwrite       replace what is there; of folders those that a merge wrote
   --json            one JSON document on standard output
 
 For --to merged:
-  base=PLACE        a folder in diffusers' layout, or a file with Wan's own names; the options of the model do as well
+  base=PLACE        a folder in diffusers' layout or Wan's own, or one file; the options of the model do as well
                     (model_flavour, pretrained_model_name_or_path, pretrained_transformer_model_name_or_path ...)
   layout=original   one file with Wan's own names instead of a folder in diffusers' layout"""
 
@@ -96,6 +97,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         expert=chosen["expert"],
         original=chosen["layout"] == "original",
         flavour=None if loaded is None or "model_flavour" not in loaded.resolved else loaded.flavour,
+        inferred=None if loaded is None else loaded.flavour,
         model=None if loaded is None else loaded.options.model,
     )
     written = run_export(request)

@@ -112,6 +112,25 @@ class Change:
         return float(value.float().norm())
 
 
+def refuse_misfit(change: Change, weight: tuple[int, ...], bias: tuple[int, ...] | None, whose: str) -> None:
+    """Raise ValueError for a change of other shapes than the weight and the bias have, or of no bias."""
+    shape, size = change.shape, torch.Size(weight).numel()
+    if shape is not None and (torch.Size(shape).numel() != size or shape[0] != weight[0]):
+        raise ValueError(f"{change.module} is {shape}, the {whose}'s is {weight}")
+    if change.bias is not None and bias is None:
+        raise ValueError(f"{change.module} has a change of its bias, and the {whose}'s has none")
+    if change.bias is not None and tuple(change.bias.shape) != bias:
+        raise ValueError(f"the bias of {change.module} is {tuple(change.bias.shape)}, the {whose}'s is {bias}")
+
+
+def changed_weight(change: Change, weight: Tensor) -> Tensor:
+    """`change.changed(weight)`. Raises ValueError when the shapes do not fit."""
+    try:
+        return change.changed(weight)
+    except RuntimeError as error:
+        raise ValueError(f"{change.module} is {change.shape}, the model's is {tuple(weight.shape)}") from error
+
+
 def product_norm(down_RI: Tensor, up_OR: Tensor) -> float:
     """Frobenius norm of up @ down without the product: tr((up' up)(down down')), (R, I), (O, R) -> float."""
     down, up = down_RI.double(), up_OR.double()

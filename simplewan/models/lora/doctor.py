@@ -17,7 +17,7 @@ import torch
 from simplewan.flavours import find_flavour
 from simplewan.models.lora.change import LORA, WHOLE, Change
 from simplewan.models.lora.formats import DIFFUSERS, ORIGINAL
-from simplewan.models.lora.read import LoraFile, examine_file, some
+from simplewan.models.lora.read import ADAPTER_METADATA, LoraFile, examine_file, some
 from simplewan.models.lora.skeleton import Sizes, shapes_told, sizes_of
 from simplewan.models.lora.verify import read_as_diffusers
 from simplewan.recognition import told_expert
@@ -192,11 +192,12 @@ def _other_model(file: LoraFile, sizes: Sizes) -> str | None:
         flavour = find_flavour(name or "")
     except KeyError:
         return None
-    width = {"1.3b": 1536, "5b": 3072, "14b": 5120}
-    expected = next((width[word] for word in width if word in flavour.name), None)
-    if expected is None or sizes.width in (None, expected):
+    expected = flavour.size
+    if expected is None or sizes.width in (None, expected.width):
         return None
-    return f"its metadata speak of {flavour.name} ({expected} wide), its weights are for a model {sizes.width} wide"
+    return (
+        f"its metadata speak of {flavour.name} ({expected.width} wide), its weights are for a model {sizes.width} wide"
+    )
 
 
 def _remarks(file: LoraFile, layers: Sequence[Layer]) -> list[str]:
@@ -232,15 +233,21 @@ def _diffusers(file: LoraFile) -> Verdict:
     if lost:
         return Verdict("diffusers", PARTLY, f"{len(lost)} changes are dropped in silence: {some(lost)}")
     scaled = [change for change in file.changes if change.module in pairs and change.kind == LORA]
-    if wrong := [change.module for change in scaled if not _same_product(change, pairs[change.module])]:
+    # What it saves itself has the scale in the metadata, not in the tensors.
+    configured = ADAPTER_METADATA in file.metadata and "alpha" not in file.words
+    if wrong := [
+        change.module
+        for change in scaled
+        if not _same_product(change, pairs[change.module], scale=change.scale if configured else 1.0)
+    ]:
         return Verdict("diffusers", WEAKER, f"of {some(wrong)}")
     return Verdict("diffusers", LOADS, "the low-noise file with load_into_transformer_2=True")
 
 
-def _same_product(change: Change, pair: Mapping[str, torch.Tensor]) -> bool:
+def _same_product(change: Change, pair: Mapping[str, torch.Tensor], *, scale: float = 1.0) -> bool:
     if change.dora is not None or "mid" in change.factors or not {"lora_A", "lora_B"} <= pair.keys():
         return False
-    theirs = Change(change.module, LORA, {"down": pair["lora_A"], "up": pair["lora_B"]}).norm()
+    theirs = Change(change.module, LORA, {"down": pair["lora_A"], "up": pair["lora_B"]}).norm() * abs(scale)
     ours = change.norm()
     return math.isnan(ours) or math.isclose(theirs, ours, rel_tol=1e-2, abs_tol=1e-12)
 

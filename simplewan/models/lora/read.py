@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplewan.errors import Problem, UserError, shorten
+from simplewan.models.keys import to_original
 from simplewan.models.lora.change import LOHA, LOKR, LORA, WHOLE, Change
 from simplewan.models.lora.formats import Key, naming_of, parse_key
 
@@ -100,7 +101,8 @@ def _configured(change: Change, config: Mapping[str, Any]) -> Change:
     if change.kind != LORA or change.alpha is not None or change.rank is None or config.get("lora_alpha") is None:
         return change
     patterns = config.get("alpha_pattern") or {}
-    own = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", change.module)), None)
+    names = (change.module, to_original(change.module))  # PEFT was told the names of the model that it trained
+    own = next((a for key, a in patterns.items() for name in names if re.fullmatch(rf"(.*\.)?({key})", name)), None)
     alpha = float(config["lora_alpha"] if own is None else own)
     alpha *= change.rank**0.5 if config.get("use_rslora") else 1
     bias = None if change.bias is None else change.bias.float() * (alpha / change.rank)

@@ -5,18 +5,17 @@ The names are those of diffusers' WanTransformer3DModel itself, made without mem
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from simplewan.flavours import SIZES, Size
 from simplewan.models.lora.change import Change
 
-# Width -> (name, width of the feed-forward, blocks, latent channels) of the published models.
-PUBLISHED = {1536: ("1.3B", 8960, 30, 16), 3072: ("5B", 14336, 30, 48), 5120: ("14B", 13824, 40, 16)}
+# The published models by their width.
+_PUBLISHED = {size.width: size for size in SIZES.values()}
 _IMAGE = "condition_embedder.image_embedder"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,28 +33,28 @@ class Sizes:
     @property
     def model(self) -> str:
         """The model in words."""
-        known = PUBLISHED.get(self.width or 0)
+        known = _PUBLISHED.get(self.width or 0)
         if known is None:
             return f"of no published size ({self.width or '?'} wide, at least {self.blocks} blocks)"
         if self.image:
-            return f"Wan 2.1 I2V {known[0]} (CLIP's image tokens)"
+            return f"Wan 2.1 I2V {known.name} (CLIP's image tokens)"
         if self.in_channels == 36:
-            return f"Wan I2V {known[0]}"
+            return f"Wan I2V {known.name}"
         return {
             "1.3B": "Wan 2.1 T2V 1.3B",
             "5B": "Wan 2.2 TI2V 5B",
             "14B": "Wan 14B: 2.1, or an expert of 2.2 A14B",
-        }[known[0]]
+        }[known.name]
 
     def fault(self) -> str | None:
         """What in the shapes fits no model of this width."""
-        known = PUBLISHED.get(self.width or 0)
+        known = _PUBLISHED.get(self.width or 0)
         if known is None:
             return None
-        if self.blocks > known[2]:
-            return f"it changes block {self.blocks - 1}, and Wan {known[0]} has {known[2]}"
-        if self.feed_forward not in (None, known[1]):
-            return f"its feed-forward is {self.feed_forward} wide, and that of Wan {known[0]} {known[1]}"
+        if self.blocks > known.blocks:
+            return f"it changes block {self.blocks - 1}, and Wan {known.name} has {known.blocks}"
+        if self.feed_forward not in (None, known.feed_forward):
+            return f"its feed-forward is {self.feed_forward} wide, and that of Wan {known.name} {known.feed_forward}"
         return None
 
 
@@ -82,7 +81,7 @@ def shapes_told(changes: Sequence[Change]) -> Shapes:
     width = sizes.width or max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0)
     if not width:
         raise ValueError("nothing in it tells the width of its model")
-    _, feed_forward, blocks, channels = PUBLISHED.get(width, ("", sizes.feed_forward or width, sizes.blocks, 16))
+    model = _PUBLISHED.get(width) or Size("", width, sizes.feed_forward or width, sizes.blocks, 16)
 
     def told(module: str, axis: int, otherwise: int) -> int:
         shape = shapes.get(module, ())
@@ -90,30 +89,34 @@ def shapes_told(changes: Sequence[Change]) -> Shapes:
 
     embedder = "condition_embedder"
     image_dim = told(f"{_IMAGE}.ff.net.2", 1, 1280) if sizes.image else None
-    return _shapes(
+    return shapes_of(
         {
             "num_attention_heads": width // 128 or 1,
             "attention_head_dim": 128 if width >= 128 else width,
-            "in_channels": told("patch_embedding", 1, channels),
-            "out_channels": told("proj_out", 0, channels * 4) // 4,
+            "in_channels": told("patch_embedding", 1, model.latent_channels),
+            "out_channels": told("proj_out", 0, model.latent_channels * 4) // 4,
             "text_dim": told(f"{embedder}.text_embedder.linear_1", 1, 4096),
             "freq_dim": told(f"{embedder}.time_embedder.linear_1", 1, 256),
-            "ffn_dim": feed_forward,
-            "num_layers": max(blocks, sizes.blocks if width not in PUBLISHED else blocks),
+            "ffn_dim": model.feed_forward,
+            "num_layers": model.blocks,
             "image_dim": image_dim,
             "added_kv_proj_dim": width if sizes.image else None,
         }
     )
 
 
-def shapes_of(config: Path) -> Shapes:
-    """The weights of a transformer, from its config.json."""
-    return _shapes({key: value for key, value in json.loads(config.read_text("utf-8")).items() if key[0] != "_"})
+def shapes_of(config: Mapping[str, Any]) -> Shapes:
+    """The weights of a transformer, from diffusers' configuration of it."""
+    return {name: tuple(parameter.shape) for name, parameter in _skeleton(config).named_parameters()}
 
 
-def _shapes(config: Mapping[str, Any]) -> Shapes:
+def config_text(config: Mapping[str, Any]) -> str:
+    """A config.json that says all that diffusers' own would."""
+    return str(_skeleton(config).to_json_string())
+
+
+def _skeleton(config: Mapping[str, Any]) -> Any:
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(dict(config))
-    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
+        return WanTransformer3DModel.from_config(dict(config))

@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from simplewan.headers import read_header
+
 DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -51,15 +53,11 @@ class Planned:
 
 
 def stored_in(file: Path) -> list[Stored]:
-    """The tensors of a file in the order of its bytes. Raises ValueError for what is no safetensors file."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError(f"{file} is no safetensors file")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    keys = sorted(header, key=lambda key: header[key]["data_offsets"])
-    return [Stored(key, file, tuple(header[key]["shape"]), header[key]["dtype"]) for key in keys]
+    """The tensors of a file. Raises ValueError for what is no safetensors file."""
+    header = read_header(file) if file.suffix == ".safetensors" else None
+    if header is None:
+        raise ValueError(f"{file} is no safetensors file")
+    return [Stored(key, file, info.shape, info.dtype) for key, info in header.tensors.items()]
 
 
 def write_planned(path: Path, planned: Sequence[Planned], metadata: Mapping[str, str]) -> None:

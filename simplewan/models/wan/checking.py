@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, Flavour, not_trained
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, SIZES, Flavour, Size, not_trained
 from simplewan.headers import PICKLED, WEIGHT_ENDINGS, weight_files
 from simplewan.models.wan.sources import (
     OTHER_PLACES,
@@ -36,8 +36,6 @@ from simplewan.recognition import (
     recognise,
 )
 
-# Width and blocks of the published transformers, by the word in the flavour's name. Other sizes are the user's own.
-KNOWN_SIZES = {"1.3b": (1536, 30), "5b": (3072, 30), "14b": (5120, 40)}
 _CONFIG_NAMES = {"tokenizer": "tokenizer_config.json", "image_processor": "preprocessor_config.json"}
 _KINDS = {"transformer": TRANSFORMER, "transformer_2": TRANSFORMER, "vae": VAE}
 # What a kind is called, and where it belongs.
@@ -235,7 +233,8 @@ def _transformer_differences(found: Found, flavour: Flavour) -> list[str]:
         wanted = "1280" if needs_image_embeds(flavour) else "none"
         differences.append(f"has other inputs: image_dim {found.image_dim or 'none'}, expected {wanted}")
     expected = expected_transformer_size(flavour)
-    names = {size: f"{name.upper()} ({size[0]} wide, {size[1]} blocks)" for name, size in KNOWN_SIZES.items()}
+    # Other sizes are the user's own.
+    names = {(each.width, each.blocks): _described(each) for each in SIZES.values()}
     if expected and found.size in names and found.size != expected:
         differences.append(f"is another size of Wan: {names[found.size]}, expected {names[expected]}")
     return differences
@@ -249,7 +248,7 @@ def _wrong_expert(found: Found, place: Source, flavour: Flavour) -> str | None:
         expected = HIGH if place.part == "transformer" else LOW
         wrong = found.expert != expected
         return f"is the {found.expert}-noise expert, expected the {expected}-noise one" if wrong else None
-    if expected_transformer_size(flavour) != KNOWN_SIZES["14b"]:
+    if flavour.size != SIZES["14b"]:
         return None
     return f"is the {found.expert}-noise expert of Wan 2.2, expected a model with one transformer"
 
@@ -267,4 +266,8 @@ def size_remark(model: ModelSource, flavour: Flavour) -> str | None:
 
 def expected_transformer_size(flavour: Flavour) -> tuple[int, int] | None:
     """(width, blocks) of a published flavour; None for the miniature."""
-    return next((size for name, size in KNOWN_SIZES.items() if name in flavour.name), None)
+    return None if flavour.size is None else (flavour.size.width, flavour.size.blocks)
+
+
+def _described(size: Size) -> str:
+    return f"{size.name} ({size.width} wide, {size.blocks} blocks)"

@@ -38,6 +38,7 @@ from simplewan.models.wan.weights import open_weights
 from simplewan.recognition import DIFFUSERS, of_config, part_in, read_config, recognise
 
 __all__ = [
+    "base_config",
     "check_files",
     "fingerprint",
     "image_encoder_fingerprint",
@@ -65,7 +66,7 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
                 WanTransformer3DModel.from_pretrained(path, torch_dtype=dtype, variant=_variant(path, place))
             )
         beside = read_config(path.parent if path.is_file() else path)
-        return _frozen(build_transformer(path, dtype, configs=[beside, _base_config(model, place.part)]))
+        return _frozen(build_transformer(path, dtype, configs=[beside, base_config(model, place.part)]))
 
 
 def locate_transformer(model: ModelSource, flavour: Flavour, expert: str) -> Path:
@@ -82,7 +83,7 @@ def _is_for_diffusers(path: Path) -> bool:
     return whole is not None and whole.quantised is None
 
 
-def _base_config(model: ModelSource, part: str) -> Mapping[str, Any]:
+def base_config(model: ModelSource, part: str) -> Mapping[str, Any]:
     """The configuration of the base model's own part, where that lies on this machine."""
     base = Path(model.pretrained_model_name_or_path or "").expanduser()
     folder = part_in(base, part) if model.pretrained_model_name_or_path and base.is_dir() else None

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simplewan.headers import Header, Info
+from simplewan.headers import Header, Info, read_headers, weight_files
 from simplewan.models.keys import to_diffusers
 from simplewan.models.wan.vae_names import original_vae_name, vae_config
 from simplewan.models.wan.weights import Weights, open_weights
@@ -85,6 +85,21 @@ def build_transformer(path: Path, dtype: torch.dtype, *, configs: Iterable[Mappi
         names = {name: whole for name, whole in names.items() if not any(word in name for word in ignored)}
         _fill(transformer, weights, names, lambda name: torch.float32 if kept & set(name.split(".")) else dtype)
     return transformer
+
+
+def described_config(path: Path, *, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """diffusers' configuration of the transformer in a file or folder, by its headers alone.
+
+    A folder in diffusers' layout has one; of all else it is made as where the model is loaded: by the shapes, and for
+    what they do not tell by what lies beside the file, or by `configs`. Raises ValueError for what is no transformer.
+    """
+    beside = read_config(path if path.is_dir() else path.parent)
+    own = of_config(beside) if path.is_dir() else None
+    if own is not None and own.naming == DIFFUSERS and own.kind == TRANSFORMER:
+        return {key: value for key, value in beside.items() if not key.startswith("_")}
+    header = read_headers(weight_files(path))
+    found = None if header is None else of_header(header)
+    return transformer_config(_sound(found), [beside, *configs])
 
 
 def transformer_config(found: Found, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -246,7 +261,10 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 def _described(weights: Weights) -> Found:
     tensors = {name: Info("F32", shape) for name, shape in weights.shapes.items()}
-    found = of_header(Header(tensors))
+    return _sound(of_header(Header(tensors)))
+
+
+def _sound(found: Found | None) -> Found:
     if found is None or found.kind != TRANSFORMER:
         raise ValueError("it holds no Wan transformer")
     if found.misfit is not None:

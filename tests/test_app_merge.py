@@ -1,0 +1,231 @@
+"""`simpletuner export --to merged`: which base, which expert, and what is refused, through the real parser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from lora_files import merged_by_hand, pairs, predict, spelled
+from originals import save_original_model, save_shards
+from safetensors.torch import load_file, save_file
+from tiny import save_tiny_model, tiny_transformer
+
+from simplewan.cli import main
+from simplewan.models.lora import merge as merge_module
+
+CLOSE = 2e-6
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("merge") / "model", two_experts=True)
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENV", raising=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda **_: pytest.fail("the hub was asked"))
+
+
+def lora(name: str, *, seed: int = 3, **metadata: str) -> dict:
+    found = pairs(tiny_transformer(), seed=seed)
+    save_file(spelled(found, "universal"), f"{name}.safetensors", metadata=metadata or None)
+    return found
+
+
+def merged(*words: str) -> int:
+    return main(["export", *words, "--to", "merged", "output=there"])
+
+
+def distance(folder: Path, other: torch.nn.Module) -> float:
+    return (predict(WanTransformer3DModel.from_pretrained(folder).eval()) - predict(other)).abs().max().item()
+
+
+def nothing_there() -> bool:
+    return not Path("there").exists() or not list(Path("there").iterdir())
+
+
+@pytest.mark.parametrize("to", ["merged", "musubi"])
+def test_an_expert_that_the_files_contradict_is_refused(
+    model: Path, to: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    for name, metadata in (("a_high_noise", {}), ("b", {"expert": "low_noise"})):
+        lora(f"run/{name}", **metadata)
+    words = ["run", "--to", to, f"base={model}", "output=there"]
+    assert main(["export", *words, "expert=high"]) == 2
+    said = capfd.readouterr().err
+    assert "which is for low noise" in said and "b.safetensors" in said and "a_high_noise" not in said
+    assert nothing_there()
+    assert main(["export", *words]) == 0
+
+
+def test_a_file_that_tells_no_expert_is_asked_for_one(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = lora("untold")
+    lora("older", model_flavour="t2v-480p-14b-2.1")
+    original = save_original_model(Path("original"), "t2v-a14b")
+    for base in (model, original, "Wan-AI/Wan2.2-T2V-A14B-Diffusers"):
+        for file in ("untold", "older"):
+            assert merged(f"{file}.safetensors", f"base={base}") == 2
+            assert "say expert=high or expert=low" in capfd.readouterr().err
+    assert nothing_there()
+    assert merged("untold.safetensors", f"base={original}", "expert=low") == 0
+    assert merged("older.safetensors", f"base={model}", "expert=high") == 0
+    assert distance(Path("there/transformer_2"), merged_by_hand(found, scale=1.0, seed=1)) < CLOSE
+    assert distance(Path("there/transformer"), merged_by_hand(found, scale=1.0)) < CLOSE
+
+
+def test_two_transformers_that_are_named_are_two_experts(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("untold")
+    words = []
+    for number, part in enumerate(("", "_2")):
+        tiny_transformer(seed=number).save_pretrained(f"base{number}")
+        words += [f"pretrained_transformer{part}_model_name_or_path=base{number}"]
+        words += [f"pretrained_transformer{part}_subfolder=none"]
+    assert merged("untold.safetensors", *words) == 2
+    assert "say expert=high or expert=low" in capfd.readouterr().err
+    assert merged("untold.safetensors", *words[:2]) == 0
+
+
+def test_an_original_base_becomes_a_folder_of_diffusers(capfd: pytest.CaptureFixture[str]) -> None:
+    found = lora("x")
+    base = save_original_model(Path("original"), "t2v")
+    assert merged("x.safetensors", f"base={base}") == 0
+    config = json.loads(Path("there/transformer/config.json").read_text())
+    assert config["_class_name"] == "WanTransformer3DModel" and config["num_attention_heads"] == 2
+    assert "dim" not in config
+    assert distance(Path("there/transformer"), merged_by_hand(found, scale=1.0)) < CLOSE
+    assert main(["export", "x.safetensors", "--to", "diffusers", f"base={base}"]) == 0
+    lora_of_another = pairs(tiny_transformer(layers=3))
+    save_file(spelled(lora_of_another, "universal"), "deeper.safetensors")
+    assert main(["export", "deeper.safetensors", "--to", "diffusers", f"base={base}"]) == 2
+    assert "the model has no" in capfd.readouterr().err
+
+
+def test_shards_without_a_configuration_tell_by_their_shapes(capfd: pytest.CaptureFixture[str]) -> None:
+    wide = tiny_transformer(dim=128, heads=1)
+    save_file(spelled(pairs(wide), "universal"), "wide.safetensors")
+    lora("narrow")
+    save_shards(wide, Path("wide"), config=False)
+    save_shards(tiny_transformer(), Path("narrow"), config=False)
+    assert merged("wide.safetensors", "base=wide") == 0
+    written = WanTransformer3DModel.from_pretrained("there/transformer")
+    assert written.config.attention_head_dim == 128
+    assert merged("narrow.safetensors", "base=narrow", "--overwrite") == 2
+    assert "how many heads" in capfd.readouterr().err
+    next(Path("wide").glob("*-00002-of-*")).unlink()
+    assert merged("wide.safetensors", "base=wide", "--overwrite") == 2
+    assert "cannot be read" in capfd.readouterr().err
+
+
+def test_weights_of_another_shape_than_the_configuration_says_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x")
+    tiny_transformer().save_pretrained("base")
+    config = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps({**config, "ffn_dim": 96}))
+    assert merged("x.safetensors", "base=base") == 2
+    assert "not those that its config.json speaks of" in capfd.readouterr().err
+    assert nothing_there()
+
+
+@pytest.mark.parametrize("fault", ["not applied", "half", "bias", "other", "ulp"])
+def test_a_merge_of_bf16_is_read_back_to_the_last_bit(
+    fault: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The LoRA changes weights by about a thousandth, less than bf16 rounds most of them."""
+    tensors = spelled(pairs(tiny_transformer()), "kohya", alpha=0.02)
+    tensors["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.full((32,), 0.02)
+    save_file(tensors, "x.safetensors")
+    tiny_transformer().to(torch.bfloat16).save_pretrained("base")
+    assert merged("x.safetensors", "base=base") == 0
+    load = merge_module._load
+
+    def faulty(tensor, changes, *, bias, dtype, progress):
+        value = load(tensor, changes, bias=bias, dtype=dtype, progress=progress)
+        if fault == "not applied" and changes and not bias:
+            return tensor.read().to(dtype)
+        if fault == "half" and changes and not bias:
+            return load(tensor, [change.times(0.5) for change in changes], bias=bias, dtype=dtype, progress=progress)
+        if fault == "bias" and changes and bias:
+            return tensor.read().to(dtype)
+        if fault == "other" and tensor.key == "blocks.1.attn2.to_out.0.bias":
+            return -value
+        if fault == "ulp" and tensor.key == "blocks.1.attn2.to_q.weight":
+            value.view(torch.int16)[0, 0] += 1
+        return value
+
+    monkeypatch.setattr(merge_module, "_load", faulty)
+    assert merged("x.safetensors", "base=base", "--overwrite") == 2
+    said = capfd.readouterr().err
+    assert ("reads back otherwise" in said) != (fault == "other")
+    assert ("is not the base's" in said) == (fault == "other")
+
+
+def test_what_a_dtype_cannot_hold_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    save_file({"diffusion_model.blocks.0.self_attn.q.diff_b": torch.full((32,), 1e5)}, "x.safetensors")
+    tiny_transformer().save_pretrained("base")
+    assert merged("x.safetensors", "base=base", "dtype=fp16") == 2
+    assert "not finite" in capfd.readouterr().err
+    assert merged("x.safetensors", "base=base") == 0
+
+
+def test_changes_without_a_place_are_left_out_when_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    found = pairs(tiny_transformer())
+    tensors = spelled(found, "universal")
+    for name, width in (("blocks.0.cross_attn.k_img", 32), ("img_emb.proj.1", 32)):
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.ones(4, width)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.ones(width, 4)
+    tensors["diffusion_model.blocks.0.cross_attn.norm_k_img.diff"] = torch.ones(32)
+    tensors["diffusion_model.blocks.0.cross_attn.norm_q.diff_b"] = torch.ones(32)
+    save_file(tensors, "x.safetensors")
+    tiny_transformer().save_pretrained("base")
+    assert merged("x.safetensors", "base=base") == 2
+    said = capfd.readouterr().err
+    assert "the base has no" in said and "--drop" in said and "Traceback" not in said
+    assert merged("x.safetensors", "base=base", "--drop") == 0
+    said = capfd.readouterr().err
+    assert "left out" in said and "image_embedder.ff.net.0.proj" in said and "add_k_proj" in said
+    assert distance(Path("there/transformer"), merged_by_hand(found, scale=1.0)) < CLOSE
+    only = {key: value for key, value in tensors.items() if "img" in key}
+    save_file(only, "image.safetensors")
+    assert merged("image.safetensors", "base=base", "--drop", "--overwrite") == 2
+    assert "a place for nothing" in capfd.readouterr().err
+
+
+def test_a_bias_of_another_length_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    save_file({"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(31)}, "x.safetensors")
+    tiny_transformer().save_pretrained("base")
+    assert merged("x.safetensors", "base=base") == 2
+    said = capfd.readouterr().err
+    assert "the bias of blocks.0.attn1.to_q is (31,), the base's is (32,)" in said and "Traceback" not in said
+
+
+def test_overwriting_takes_nothing_but_what_a_merge_wrote(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x")
+    tiny_transformer().save_pretrained("there/transformer")
+    base = f"base=there/transformer/{WEIGHTS}"
+    before = Path("there/transformer", WEIGHTS).read_bytes()
+    assert merged("x.safetensors", base, "--overwrite") == 2
+    assert "holds what is read" in capfd.readouterr().err
+    tiny_transformer(seed=1).save_pretrained("base")
+    assert merged("x.safetensors", "base=base", "--overwrite") == 2
+    assert f"holds {WEIGHTS}, which no merge wrote" in capfd.readouterr().err
+    assert Path("there/transformer", WEIGHTS).read_bytes() == before
+    assert main(["export", "x.safetensors", "--to", "merged", "base=base", "output=free"]) == 0
+    again = ["export", "x.safetensors", "--to", "merged", "base=base", "output=free", "--overwrite", "scale=2"]
+    first = load_file(Path("free/transformer", WEIGHTS))
+    assert main(again) == 0
+    key = "blocks.0.attn1.to_q.weight"
+    assert not torch.equal(first[key], load_file(Path("free/transformer", WEIGHTS))[key])
+    Path("free/transformer/notes.txt").write_text("mine")
+    assert main(again) == 2
+    assert "holds notes.txt" in capfd.readouterr().err
+    assert Path("free/transformer/notes.txt").read_text() == "mine"
+    Path("one.safetensors").mkdir()
+    assert main([*again[:-3], "layout=original", "output=one.safetensors", "--overwrite"]) == 2
+    assert "is a folder" in capfd.readouterr().err
