@@ -35,7 +35,7 @@ class IdleExperts:
     def __init__(self, context: Context, *, before: str | None = None) -> None:
         self._context, self._before = context, before
         self._names = context.flavour.trained_experts
-        self._placements = Placements(self._names)
+        self._placements = Placements()
         self._folder = context.output / FOLDER
         self._make_block = memory_block
         self.place: str | None = None

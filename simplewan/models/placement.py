@@ -197,22 +197,16 @@ class FileBlocks:
 class Placements:
     """The models that take turns on the device. One that was not added stays there."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    def __init__(self) -> None:
         self._placed: dict[str, Placement] = {}
 
     def add(self, name: str, placement: Placement) -> None:
         """`name`, which is on the device now, may be moved off it."""
         self._placed[name] = placement
 
-    @property
-    def on_device(self) -> frozenset[str]:
-        """Those that can compute now."""
-        return frozenset(name for name in self._names if not self._is_parked(name))
-
     def activate(self, name: str) -> None:
         """Have `name` on the device, and off it all others that may be moved."""
-        if not self._is_parked(name):
+        if not self.is_parked(name):
             return
         self.park_all()
         self._placed[name].fetch()
@@ -222,5 +216,6 @@ class Placements:
         for placement in self._placed.values():
             placement.park()
 
-    def _is_parked(self, name: str) -> bool:
+    def is_parked(self, name: str) -> bool:
+        """Whether it waits."""
         return name in self._placed and self._placed[name].is_parked
