@@ -283,10 +283,10 @@ def test_the_share_is_that_of_the_timesteps(arguments: tuple[str, ...], share: f
 
 
 def test_a_share_that_nothing_tells_is_asked_for(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    nowhere = (*FAR_OUT, "flow_beta_schedule_beta=900", "min_timestep=800")
+    nowhere = (*FAR_OUT, "min_timestep=999.9", "timestep_boundary=999.95")
     assert run("out", BOTH, "max_train_steps=1", *nowhere) == 2
     said = capfd.readouterr().err
-    assert "expert_share has to be set" in said and "from 800 to 1000" in said
+    assert "expert_share has to be set" in said and "from 999.9 to 1000" in said
 
 
 def test_the_share_follows_what_is_drawn_where_the_shift_follows_the_size(

@@ -66,9 +66,9 @@ def test_a_share_far_out_in_a_tail_keeps_its_digits():
     sampling = Sampling("beta", beta_alpha=20, beta_beta=100)
     hits = [math.comb(119, j) * 0.7**j * 0.3 ** (119 - j) for j in range(20)]
     assert share_within(0.7, 1.0, sampling=sampling) == pytest.approx(sum(hits), rel=1e-9) and sum(hits) < 1e-30
-    for sampling in (sampling, Sampling("sigmoid"), Sampling("logit_normal", logit_mean=-3, logit_std=0.2)):
-        parts = [share_within(*ends, sampling=sampling, shift=1.5) for ends in ((0.7, 0.8), (0.8, 0.99))]
-        assert min(parts) > 0 and sum(parts) == pytest.approx(share_within(0.7, 0.99, sampling=sampling, shift=1.5))
+    for each in (sampling, Sampling("sigmoid"), Sampling("logit_normal", logit_mean=-3, logit_std=0.2)):
+        parts = [share_within(*ends, sampling=each, shift=1.5) for ends in ((0.7, 0.8), (0.8, 0.99))]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(share_within(0.7, 0.99, sampling=each, shift=1.5))
 
 
 @pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)

@@ -220,7 +220,8 @@ def eval_loss(
     """The unweighted loss at fixed timesteps (band -> timestep in 0..1000) and fixed noise; no gradient.
 
     The noise depends on the seed and the batch's place only, and is the same at every timestep, so that two
-    evaluations differ by nothing but the network. First frames are given where that is as likely as not. Raises ValueError when there is no batch or no timestep.
+    evaluations differ by nothing but the network. A first frame that is as likely given as not is given. Raises
+    ValueError when there is no batch or no timestep.
     """
     sums = dict.fromkeys(timesteps, 0.0)
     num_samples = 0
