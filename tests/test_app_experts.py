@@ -29,6 +29,7 @@ from simplewan.models.placement import Placement
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.flow import resolution_shift, share_within
 from simplewan.plan import TrainingTurns
+from simplewan.plan.room import Load
 
 BOTH = "model_flavour=t2v-a14b-2.2"
 # 13 steps in runs of 2 at a share of 0.4: high takes 5, low 8.
@@ -210,6 +211,26 @@ def test_a_run_that_is_stopped_and_made_longer_ends_with_the_same_bits(
     for role in COUNTS:
         assert_equal(lora(tmp_path / "stopped", role), lora(tmp_path / "straight", role))
         assert metrics(tmp_path / "stopped", role) == metrics(tmp_path / "straight", role)
+
+
+def test_a_changed_share_counts_the_steps_that_were_taken(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Load] = []
+    measure = idle.measure_load
+    monkeypatch.setattr(idle, "measure_load", lambda *rest: (loads.append(measure(*rest)), loads[-1])[1])
+    falling = (BOTH, "expert_run_steps=2", "lr_scheduler=linear", "lr_warmup_steps=0", "lr_end=0", "learning_rate=1e-2")
+    assert run("out", *falling, "expert_share=0.25", "max_train_steps=6") == 0
+    before = {role: len(metrics(tmp_path / "out", role)) for role in COUNTS}
+    assert run("out", *falling, "expert_share=0.5", "max_train_steps=12") == 0
+    assert loads[0].held == 0 < loads[1].held  # the first one's optimiser has states by now
+    counts = {role: len(metrics(tmp_path / "out", role)) for role in COUNTS}
+    each = ", ".join(f"{role} {count} of 12 steps" for role, count in counts.items())
+    assert sum(counts.values()) == 12 and each in notice(tmp_path / "out", "experts:")
+    for role, count in counts.items():
+        rates = [rate for _, _, rate, _ in metrics(tmp_path / "out", role)]
+        wanted = [0.01 * (1 - step / count) for step in range(count)]
+        assert count > before[role] and rates[before[role] :] == pytest.approx(wanted[before[role] :])
 
 
 def test_another_place_may_be_taken_by_the_next_start_and_is_announced(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,36 @@ def test_a_device_that_is_too_small_leaves_it_waiting(monkeypatch: pytest.Monkey
         assert slot.get().data_ptr() == tensor.data_ptr()
     place.fetch()
     assert not place.is_parked
+
+
+def test_memory_is_pinned_by_whole_pages_for_as_long_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: dict[int, int] = {}
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, size: int, _flags: int) -> int:
+            assert address % PAGESIZE == size % PAGESIZE == 0
+            pinned[address] = size
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> None:
+            del pinned[address]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    block = memory_block(PAGESIZE + 1)
+    view = block[4:8].view(torch.float32)
+    del block
+    assert list(pinned.values()) == [2 * PAGESIZE]
+    view.fill_(1)
+    del view
+    assert not pinned
+    states: dict[str, Tensor] = {"one": torch.zeros(3)}
+    place = Placement(nn.Identity(), lambda: iter([states]), device=CPU, make_block=memory_block)
+    for _ in range(3):
+        place.park()
+        assert len(pinned) == 1
+        place.fetch()
+        states[f"more {len(states)}"] = torch.zeros(5)  # other tensors: another block
 
 
 def test_one_at_a_time_is_on_the_device() -> None:
