@@ -26,13 +26,22 @@ from simplewan.app.rendering import Turns
 from simplewan.cli import main
 from simplewan.mini.clips import write_dataset
 from simplewan.models.placement import Placement
+from simplewan.objectives.distributions import Sampling
+from simplewan.objectives.flow import resolution_shift, share_within
 from simplewan.plan import TrainingTurns
+from simplewan.plan.room import Load
 
 BOTH = "model_flavour=t2v-a14b-2.2"
 # 13 steps in runs of 2 at a share of 0.4: high takes 5, low 8.
 COUNTS = {"high": 5, "low": 8}
 TURNS = ("max_train_steps=13", "expert_share=0.4", "expert_run_steps=2")
 FALLING = ("lr_scheduler=cosine", "lr_warmup_steps=2", "lr_end=0")
+FAR_OUT = (
+    "flow_schedule_shift=1",
+    "flow_sampling=beta",
+    "flow_beta_schedule_alpha=20",
+    "flow_beta_schedule_beta=100",
+)
 Run = Callable[..., int]
 
 
@@ -116,7 +125,7 @@ def watch_where_experts_compute(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def calling(self: Any, *arguments: Any, **how: Any) -> torch.Tensor:
         experts, name = owners[id(self.transformer)]
-        assert name in experts._placements.on_device
+        assert not experts._placements.is_parked(name)
         return call(self, *arguments, **how)
 
     monkeypatch.setattr(IdleExperts, "take_in", taking_in)
@@ -204,6 +213,26 @@ def test_a_run_that_is_stopped_and_made_longer_ends_with_the_same_bits(
         assert metrics(tmp_path / "stopped", role) == metrics(tmp_path / "straight", role)
 
 
+def test_a_changed_share_counts_the_steps_that_were_taken(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Load] = []
+    measure = idle.measure_load
+    monkeypatch.setattr(idle, "measure_load", lambda *rest: (loads.append(measure(*rest)), loads[-1])[1])
+    falling = (BOTH, "expert_run_steps=2", "lr_scheduler=linear", "lr_warmup_steps=0", "lr_end=0", "learning_rate=1e-2")
+    assert run("out", *falling, "expert_share=0.75", "max_train_steps=6") == 0
+    before = {role: len(metrics(tmp_path / "out", role)) for role in COUNTS}
+    assert run("out", *falling, "expert_share=0.25", "max_train_steps=8") == 0
+    assert loads[0].held == 0 < loads[1].held  # the first one's optimiser has states by now
+    counts = {role: len(metrics(tmp_path / "out", role)) for role in COUNTS}
+    each = ", ".join(f"{role} {count} of 8 steps" for role, count in counts.items())
+    assert sum(counts.values()) == 8 and each in notice(tmp_path / "out", "experts:")
+    for role, count in counts.items():
+        rates = [rate for _, _, rate, _ in metrics(tmp_path / "out", role)]
+        wanted = [0.01 * (1 - step / count) for step in range(count)]
+        assert rates[before[role] :] == pytest.approx(wanted[before[role] :])
+
+
 def test_another_place_may_be_taken_by_the_next_start_and_is_announced(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +293,7 @@ def test_an_expert_without_steps_is_warned_of(run: Run, tmp_path: Path) -> None:
         (("flow_sampling=uniform", "flow_schedule_shift=1", "min_timestep=500", "max_timestep=900"), 6.2),
         (("flow_sampling=uniform", "flow_schedule_shift=1", "timestep_boundary=400"), 60.0),
         (("flow_schedule_auto_shift=true",), 6.9),
+        ((*FAR_OUT, "min_timestep=700"), 0.0),  # no draw comes there, yet one side is the likelier
     ],
 )
 def test_the_share_is_that_of_the_timesteps(arguments: tuple[str, ...], share: float, run: Run, tmp_path: Path) -> None:
@@ -271,6 +301,29 @@ def test_the_share_is_that_of_the_timesteps(arguments: tuple[str, ...], share: f
     said = notice(tmp_path / "out", "experts:")
     found = float(said.split("(")[1].split("%")[0])
     assert found == pytest.approx(share, abs=0.6)
+
+
+def test_a_share_that_nothing_tells_is_asked_for(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = (*FAR_OUT, "min_timestep=999.9", "timestep_boundary=999.95")
+    assert run("out", BOTH, "max_train_steps=1", *nowhere) == 2
+    said = capfd.readouterr().err
+    assert "expert_share has to be set" in said and "from 999.9 to 1000" in said
+
+
+def test_the_share_follows_what_is_drawn_where_the_shift_follows_the_size(
+    run: Run, place: Path, tmp_path: Path
+) -> None:
+    [entry] = json.loads((place / "data.json").read_text())
+    large = {**entry, "id": "large", "resolution": 128, "repeats": 7}
+    (tmp_path / "data.json").write_text(json.dumps([{**entry, "probability": 0.5}, large]))
+    data = f"data_backend_config={tmp_path / 'data.json'}"
+    assert run("out", BOTH, "max_train_steps=1", "flow_schedule_auto_shift=true", "flow_sampling=uniform", data) == 0
+    wanted = 0.0
+    for size, weight in ((64, 0.5), (128, 8)):
+        share = share_within(0.875, 1.0, sampling=Sampling("uniform"), shift=resolution_shift((size // 16) ** 2))
+        wanted += weight / 8.5 * share
+    found = float(notice(tmp_path / "out", "experts:").split("(")[1].split("%")[0])
+    assert found == pytest.approx(100 * wanted, abs=0.06)
 
 
 def test_an_epoch_is_one_pass_shared_by_both(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from simplewan.app import roles
+from simplewan.app.preparing import eval_batches
 from simplewan.batches.batch import Batch
 from simplewan.cli import main
+from simplewan.data.media import decode_frames
 from simplewan.mini.clips import write_dataset
 from simplewan.models.wan.conditioning import extra_channels
 from tests.tiny import save_tiny_image_model
@@ -28,6 +31,7 @@ class Runs:
         self.calls: list[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]] = []
         self.batches: list[Batch] = []
         self.notices: list[str] = []
+        self.extra: list[dict[str, Any]] = []
         self.count = 0
         forward, to = roles.WanForward.__call__, Batch.to
 
@@ -54,6 +58,7 @@ class Runs:
         data = [
             {"id": "clips", "type": "local", "dataset_type": "video", "video": video, **entry},
             {"id": "texts", "type": "local", "dataset_type": "text_embeds", "default": True},
+            *self.extra,
         ]
         data[0].setdefault("instance_data_dir", str(self.clips))
         (self.folder / "data.json").write_text(json.dumps(data))
@@ -161,12 +166,103 @@ def test_pictures_train_as_clips_of_one_frame(runs: Runs, tmp_path: Path) -> Non
     assert any("copy" in notice for notice in runs.notices)
 
 
-def test_a_crop_of_its_own_in_each_epoch_has_its_own_first_frame(runs: Runs) -> None:
-    crop = {"crop": True, "crop_style": "random", "crop_aspect": "square", "vae_cache_clear_each_epoch": True}
-    runs("2.2", steps=9, resolution=48, **crop)
+RENEWED = {"crop": True, "crop_style": "random", "crop_aspect": "square", "vae_cache_clear_each_epoch": True}
+
+
+def begins_as_its_clip(batch: Batch, *, tolerance: float = 0.02) -> torch.Tensor:
+    """Latent frame 0 of the condition, which is that of the clip."""
+    assert batch.condition_BCFHW is not None
+    first, own = batch.condition_BCFHW[:, :, 0], batch.latents_BCFHW[:, :, 0]
+    torch.testing.assert_close(first, own, atol=tolerance, rtol=tolerance)
+    return first
+
+
+@pytest.mark.parametrize("kind", ["2.1", "2.2"])
+def test_a_crop_of_its_own_in_each_epoch_has_its_own_first_frame(kind: str, runs: Runs) -> None:
+    runs(kind, steps=9, resolution=48, **RENEWED)
     seen: dict[str, list[torch.Tensor]] = {}
+    shown: dict[str, list[torch.Tensor]] = {}
     for batch in runs.batches:
-        assert batch.condition_BCFHW is not None
-        torch.testing.assert_close(batch.condition_BCFHW[:, :, 0], batch.latents_BCFHW[:, :, 0], atol=0.02, rtol=0.02)
-        seen.setdefault(batch.names[0], []).append(batch.condition_BCFHW[:, :, 0])
-    assert any(not torch.equal(first, other) for first, *others in seen.values() for other in others)
+        seen.setdefault(batch.names[0], []).append(begins_as_its_clip(batch))
+        if batch.image_embeds_BND is not None:
+            shown.setdefault(batch.names[0], []).append(batch.image_embeds_BND)
+    assert bool(shown) == (kind == "2.1")
+    for found in (seen, shown) if shown else (seen,):
+        assert any(not torch.equal(first, other) for first, *others in found.values() for other in others)
+
+
+def link_first_frames(runs: Runs, *, scale: int = 1) -> dict[str, str]:
+    """Pictures that are the clips' own first frames; what the dataset of the clips says of them."""
+    from PIL import Image
+
+    pictures = runs.folder / f"pictures-{scale}"
+    pictures.mkdir()
+    for clip in runs.clips.glob("*.mp4"):
+        frame = Image.fromarray(decode_frames(clip)[0])
+        frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST).save(
+            pictures / f"{clip.stem}.png"
+        )
+    runs.extra = [{"id": "pictures", "dataset_type": "conditioning", "instance_data_dir": str(pictures)}]
+    return {"conditioning_data": "pictures"}
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_linked_picture_is_cut_as_its_clip_is(scale: int, runs: Runs) -> None:
+    linked = link_first_frames(runs, scale=scale)
+    for crop in ({**RENEWED, "crop_style": "corner", "vae_cache_clear_each_epoch": False}, RENEWED):
+        runs("2.2", steps=4, resolution=48, **crop, **linked)
+        assert len({batch.names[0] for batch in runs.batches}) == 3
+        for batch in runs.batches:
+            begins_as_its_clip(batch, tolerance=0.02 * scale)
+        assert not any("shape" in notice or "begin with their own" in notice for notice in runs.notices)
+
+
+def said(runs: Runs, *words: str) -> str:
+    """The one notice that has all these words."""
+    [found] = [notice for notice in runs.notices if all(word in notice for word in words)]
+    return found
+
+
+def test_pictures_begin_whole_files_only_and_what_is_not_usable_is_said(runs: Runs) -> None:
+    from PIL import Image
+
+    linked = link_first_frames(runs)
+    first, second, third = sorted((runs.folder / "pictures-1").iterdir())
+    more = runs.folder / "more"
+    more.mkdir()
+    Image.new("RGB", (200, 60), (9, 9, 99)).save(more / second.name)
+    second.write_bytes(b"no picture")
+    third.unlink()
+    runs.extra.append({"id": "more", "dataset_type": "conditioning", "instance_data_dir": str(more)})
+    video = {"num_frames": 5, "min_frames": 5, "extraction": "chunk"}
+    runs("2.2", steps=8, video=video, conditioning_data=[*linked.values(), "more"])
+    assert second.name in said(runs, "pictures: 1 of 2 files are left out")
+    begin = said(runs, "have no picture in pictures and more")
+    assert third.stem in begin and first.stem not in begin and second.stem not in begin
+    within = said(runs, "do not start where their file does")
+    assert first.stem in within and second.stem in within and third.stem not in within
+    assert second.name in said(runs, "1 pictures in pictures and more have another shape")
+    for batch in runs.batches:
+        if second.stem not in batch.names[0]:
+            begins_as_its_clip(batch)
+
+
+def test_what_could_not_be_encoded_is_not_measured() -> None:
+    samples = [SimpleNamespace(id=name, clip=SimpleNamespace(bucket="64x64@9")) for name in "abc"]
+    caches = SimpleNamespace(latents=dict.fromkeys("abc"), failed={"a": "its first frame is damaged"})
+    drawn: list[tuple[str, ...]] = []
+
+    class Fetching:
+        gathered = SimpleNamespace(evaluation=lambda _named: samples)
+
+        def __init__(self) -> None:
+            self.caches = caches
+
+        def __call__(self, spec: Any) -> None:
+            drawn.append(spec.names)
+
+    validation = SimpleNamespace(eval_steps_interval=1, eval_dataset_id=None, num_eval_images=2)
+    context: Any = SimpleNamespace(options=SimpleNamespace(validation=validation))
+    fetch: Any = Fetching()
+    eval_batches(context, fetch)
+    assert drawn == [("b",), ("c",)]

@@ -239,6 +239,45 @@ def test_a_library_may_name_pictures(models: dict[str, Path], seen: Seen, capfd:
     refused(capfd, "a.image", "gone.png", "is not there", "b.promt", "did you mean prompt", "c.image", "is not a path")
 
 
+def test_pictures_are_counted_as_prompts_are_rendered(
+    models: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts.json").write_text(json.dumps({"validation": "a cat", "other": "a dog"}))
+    library = ("validation_prompt=a cat", "user_prompt_library=prompts.json")
+    pictures = [f"input_image={picture(Path(f'{n}.png'), seed=n)}" for n in range(3)]
+    assert sample(models, "ti2v", *library, *pictures) == 2
+    refused(capfd, "is given 3 times for 2 prompts")
+    quick = ("validation_num_inference_steps=1", "validation_guidance=1", "--json")
+    assert sample(models, "ti2v", *library, *pictures[:2], *quick) == 0
+    assert [record["image"] for record in json.loads(capfd.readouterr().out)] == ["0.png", "1.png"]
+
+
+def test_a_picture_belongs_to_the_prompt_of_its_own_file(
+    models: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = str(picture(Path("here.png")))
+    Path("one.json").write_text(json.dumps({"fox": {"prompt": "a cat", "image": image}}))
+    Path("two.json").write_text(json.dumps({"fox": "a dog"}))
+    quick = ("validation_num_inference_steps=1", "validation_guidance=1", "--json")
+    for order in ("one", "two"), ("two", "one"):
+        assert sample(models, "ti2v", *(f"prompts={name}.json" for name in order), *quick) == 0
+        images = {record["prompt"]: record["image"] for record in json.loads(capfd.readouterr().out)}
+        assert images == {"a cat": image, "a dog": None}
+    assert sample(models, "2.2", "prompts=one.json", "prompts=two.json") == 2
+    refused(capfd, "input_image is needed")
+
+
+def test_a_broken_picture_of_a_library_is_named_by_its_place(
+    models: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.png").write_bytes(b"no picture")
+    Path("one.json").write_text(json.dumps({"fox": {"prompt": "a cat", "image": "broken.png"}}))
+    for key in ("prompts", "user_prompt_library"):
+        assert sample(models, "ti2v", f"{key}=one.json") == 2
+        said = capfd.readouterr().err
+        assert "one.json: fox.image = 'broken.png'" in said and "input_image" not in said
+
+
 class Run:
     """A training run over three clips that validates once, at its end; and what it said."""
 

@@ -72,7 +72,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def context_of(place: Path, flavour: str, *overrides: tuple[str, object]) -> SimpleNamespace:
     """What the makers of objective and bounds read of a run's context."""
     loaded = load(place / "config.json", [("model_flavour", flavour), *overrides], environ={}, base=place)
-    return SimpleNamespace(options=loaded.options, flavour=find_flavour(flavour))
+    return SimpleNamespace(loaded=loaded, options=loaded.options, flavour=find_flavour(flavour))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,7 @@ def test_the_picture_holds_what_training_draws_of_both_experts(
         name: FlowRole(name, sigma_bounds(context, name), lambda latents, *_: latents) for name in ("high", "low")
     }
     clips = [SimpleNamespace(clip=SimpleNamespace(height=480, width=832))] * 3
+    monkeypatch.setattr(validating, "sample_refs", lambda *_: [SimpleNamespace(rate=1.0)] * 3)
     validating.draw_histogram(context, experts, SimpleNamespace(training=clips), step=7)
     assert said == [PictureDrawn(7, "timesteps", str(tmp_path / "timesteps.png"))]
     sides = {"high": (0.875, 1.0), "low": (0.0, 0.875)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
@@ -119,20 +120,53 @@ def test_a_device_that_is_too_small_leaves_it_waiting(monkeypatch: pytest.Monkey
     assert not place.is_parked
 
 
+def test_memory_is_pinned_by_whole_pages_for_as_long_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: dict[int, int] = {}
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, size: int, _flags: int) -> int:
+            assert address % PAGESIZE == size % PAGESIZE == 0
+            pinned[address] = size
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> None:
+            del pinned[address]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    block = memory_block(PAGESIZE + 1)
+    view = block[4:8].view(torch.float32)
+    del block
+    assert list(pinned.values()) == [2 * PAGESIZE]
+    view.fill_(1)
+    del view
+    assert not pinned
+    states: dict[str, Tensor] = {"one": torch.zeros(3)}
+    place = Placement(nn.Identity(), lambda: iter([states]), device=CPU, make_block=memory_block)
+    for _ in range(3):
+        place.park()
+        assert len(pinned) == 1
+        place.fetch()
+        states[f"more {len(states)}"] = torch.zeros(5)  # other tensors: another block
+
+
 def test_one_at_a_time_is_on_the_device() -> None:
     nets = {name: Net() for name in ("high", "low")}
-    places = Placements(tuple(nets))
-    assert places.on_device == {"high", "low"}
+    places = Placements()
+
+    def on_device() -> set[str]:
+        return {name for name in nets if not places.is_parked(name)}
+
     places.activate("low")  # nothing may be moved: nothing is
-    assert places.on_device == {"high", "low"}
+    assert on_device() == {"high", "low"}
     for name, net in nets.items():
         places.add(name, Placement(net, lambda: iter(()), device=CPU, make_block=memory_block))
         if name == "high":
             places.park_all()
-    assert places.on_device == {"low"}
+    assert on_device() == {"low"}
     for name in ("high", "high", "low"):
         places.activate(name)
-        assert places.on_device == {name}
+        assert on_device() == {name}
 
 
 def test_a_disk_without_room_is_noticed_before_anything_is_mapped(

@@ -14,11 +14,10 @@ from simplewan.objectives.flow import (
     mse_per_sample,
     resolution_shift,
     sample_sigmas,
-    share_above,
+    share_within,
     shift_sigma,
     unshift_sigma,
     velocity_target,
-    x0_from_velocity,
 )
 
 EVERY_SAMPLING = (
@@ -46,7 +45,7 @@ def seeded(seed=0):
 )
 def test_share_of_the_high_noise_expert(boundary, shift, share):
     sampling = Sampling("sigmoid")
-    assert share_above(boundary, sampling=sampling, shift=shift) == pytest.approx(share, abs=0.005)
+    assert share_within(boundary, 1.0, sampling=sampling, shift=shift) == pytest.approx(share, abs=0.005)
     drawn = sample_sigmas(40_000, sampling=sampling, shift=shift, generator=seeded())
     assert (drawn >= boundary).float().mean().item() == pytest.approx(share, abs=0.01)
 
@@ -58,8 +57,18 @@ def test_the_shares_that_the_documentation_tells():
     for name, shares in rows:
         places = ((0.875, 1), (0.875, 3), (0.875, 12), (0.9, 5))
         told = [float(share) / 100 for share in re.findall(r"[\d.]+", shares)]
-        actual = [share_above(boundary, sampling=Sampling(name), shift=shift) for boundary, shift in places]
+        actual = [share_within(boundary, 1.0, sampling=Sampling(name), shift=shift) for boundary, shift in places]
         assert told == pytest.approx(actual, abs=0.0006), name
+
+
+def test_a_share_far_out_in_a_tail_keeps_its_digits():
+    """Of whole exponents P(draw >= x) is that of fewer than alpha hits among alpha + beta - 1."""
+    sampling = Sampling("beta", beta_alpha=20, beta_beta=100)
+    hits = [math.comb(119, j) * 0.7**j * 0.3 ** (119 - j) for j in range(20)]
+    assert share_within(0.7, 1.0, sampling=sampling) == pytest.approx(sum(hits), rel=1e-9) and sum(hits) < 1e-30
+    for each in (sampling, Sampling("sigmoid"), Sampling("logit_normal", logit_mean=-3, logit_std=0.2)):
+        parts = [share_within(*ends, sampling=each, shift=1.5) for ends in ((0.7, 0.8), (0.8, 0.99))]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(share_within(0.7, 0.99, sampling=each, shift=1.5))
 
 
 @pytest.mark.parametrize("sampling", EVERY_SAMPLING, ids=ids)
@@ -183,7 +192,7 @@ def test_noise_target_and_estimate_fit_together():
     noisy = add_noise(latents, noise, sigmas)
     assert torch.equal(noisy[0], latents[0]) and torch.equal(noisy[2], noise[2])
     target = velocity_target(latents, noise)
-    torch.testing.assert_close(x0_from_velocity(noisy, target, sigmas), latents)
+    torch.testing.assert_close(noisy - sigmas.view(-1, 1, 1, 1, 1) * target, latents)
     # x moves with the velocity: d x / d sigma = target.
     torch.testing.assert_close(add_noise(latents, noise, sigmas + 0.1) - noisy, 0.1 * target, rtol=1e-4, atol=1e-5)
 

@@ -115,6 +115,29 @@ def test_bands_of_one_expert_lie_on_its_side():
     assert timestep_bands(2, (0.875, 1.0)) == {"875-938": 906.25, "938-1000": 968.75}
 
 
+def test_narrow_bands_have_names_of_their_own():
+    names = ["875.0-875.2", "875.2-875.5", "875.5-875.8", "875.8-876.0"]
+    assert list(timestep_bands(4, (0.875, 0.876))) == names
+
+
+@pytest.mark.parametrize(("probability", "is_given"), [(1.0, True), (0.5, True), (0.49, False), (0.0, False)])
+def test_the_eval_loss_of_ti2v_gives_the_first_frame_where_that_is_as_likely_as_not(batch, probability, is_given):
+    given = Batch(batch.latents_BCFHW, first_frame_probabilities=(probability,) * 4)
+    seen = []
+
+    def wrong_in_frame_0(latents, timesteps, _batch):
+        seen.append((latents, timesteps))
+        prediction = torch.zeros_like(latents)
+        prediction[:, :, 0] = 100
+        return prediction
+
+    loss = eval_loss(wrong_in_frame_0, [given], {"all": 500.0}, 7).loss
+    [(noisy, timesteps)] = seen
+    assert torch.equal(noisy[:, :, 0], given.latents_BCFHW[:, :, 0]) == is_given
+    assert timesteps.tolist() == ([[0, 500, 500]] * 4 if is_given else [500] * 4)
+    assert (loss < 10) == is_given  # what is given has no part in it
+
+
 def test_on_regularisation_data_the_target_is_the_base_models_own_prediction(batch):
     role = Role(batch)
     calls = []

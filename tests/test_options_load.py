@@ -498,3 +498,23 @@ def test_keys_of_a_dataset_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert "video.frame_stride (needs extraction slide)" in said
     assert "instance_prompt is not used: prepend_instance_prompt puts it before captions" in said
     assert 'dataset "held-back": is not used: eval_steps_interval is 0' in said
+
+
+def test_first_frames_that_a_flavour_cannot_be_given_are_refused(tmp_path: Path) -> None:
+    linked = {**DATASET, "conditioning_data": "pictures"}
+    pictures = {"id": "pictures", "dataset_type": "conditioning", "instance_data_dir": "clips"}
+    for flavour, why in (("ti2v-5b-2.2", "begins clips with their own"), ("t2v-a14b-2.2", "is given no first frame")):
+        said = problems(tmp_path, model_flavour=flavour, datasets=[linked, pictures])
+        assert "conditioning_data = 'pictures' cannot act" in said and why in said and "I2V model_flavour" in said
+    for flavour, given in (("i2v-a14b-2.2", False), ("t2v-a14b-2.2", True)):
+        entry = {**DATASET, "video": {"num_frames": 75, "is_i2v": given}}
+        said = problems(tmp_path, model_flavour=flavour, datasets=[entry])
+        assert f"video.is_i2v = {given} cannot be" in said and flavour in said
+        load_in(tmp_path, model_flavour="ti2v-5b-2.2", datasets=[entry])
+        entry["video"]["is_i2v"] = not given
+        load_in(tmp_path, model_flavour=flavour, datasets=[entry])
+    load_in(tmp_path, model_flavour="i2v-14b-2.1", datasets=[linked, pictures])
+    for flavour in ("i2v-14b-2.1", "t2v-a14b-2.2", "ti2v-5b-2.2"):
+        notices = [n.message for n in load_in(tmp_path, model_flavour=flavour, i2v_probability=1).notices]
+        said = [text for text in notices if "i2v_probability (needs a flavour of TI2V)" in text]
+        assert bool(said) == (flavour != "ti2v-5b-2.2")

@@ -43,3 +43,12 @@ def test_a_full_fine_tune_counts_its_optimiser_and_gradients() -> None:
     whole = Load(weights=10 * GIB, states=20 * GIB, gradients=10 * GIB)
     assert choose_place(Room(0, 0, 0, device=80 * GIB, device_total=80 * GIB), whole)[0] == "stay"  # 60 more, 20 left
     assert choose_place(Room(80 * GIB, 0, 0, device=79 * GIB, device_total=80 * GIB), whole)[0] == "cpu"
+
+
+def test_states_that_are_there_already_are_not_counted_twice() -> None:
+    states = 10 * GIB
+    tight = Room(memory=64 * GIB, memory_total=64 * GIB, disk=0, device=60 * GIB, device_total=80 * GIB)
+    resumed = Room(memory=64 * GIB, memory_total=64 * GIB, disk=0, device=50 * GIB, device_total=80 * GIB)
+    new, again = (Load(weights=20 * GIB, states=states, gradients=0, held=held) for held in (0, states))
+    places = [choose_place(tight, new), choose_place(resumed, again)]
+    assert [found[0] for found in places if found] == ["stay", "stay"]

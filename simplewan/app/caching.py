@@ -75,7 +75,7 @@ def fill_caches(context: Context, gathered: Gathered, stores: Stores, rendered: 
     texts = _fill_texts(context, wanted_texts(context, gathered, stores, rendered.texts))
     images = wanted_images(context, gathered, stores, epochs=epochs)
     failed: dict[str, str] = {}
-    first_frames = shown_first_frames(gathered, epochs=epochs) | rendered.shown
+    first_frames = shown_first_frames(context, gathered, epochs=epochs) | rendered.shown
     pictures = wanted_pictures(context, stores, rendered)
     places: dict[str, Place] = {}
     see = ImageEncoder(context, first_frames)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simplewan.app.first_frames import linked_first_frames, missing_text, own_first_frame
+from simplewan.app.first_frames import Linked, link_pictures, own_first_frame
 from simplewan.data.backends.opening import open_backend
 from simplewan.data.notices import datasets_problem, dropped_notice
 from simplewan.data.samples import Dropped, Sample, Scan
@@ -34,11 +34,12 @@ class Gathered:
     entries: Mapping[str, DatasetOptions]
     cache_entries: Mapping[str, DatasetOptions]
     dropped: Sequence[Dropped]
-    pictures: Mapping[str, Sample] = field(default_factory=dict)
+    pictures: Mapping[str, Linked] = field(default_factory=dict)
 
     def first_frame(self, sample: Sample, cut: Sample) -> Sample:
         """The first frame of a sample as it is cut: the picture that stands for it, else its own, as a sample."""
-        return self.pictures.get(sample.id) or own_first_frame(cut)
+        linked = self.pictures.get(sample.id)
+        return own_first_frame(cut) if linked is None else linked.cut_as(cut)
 
     @property
     def training(self) -> list[Sample]:
@@ -105,37 +106,42 @@ def gather(context: Context) -> Gathered:
     caches = {entry.id: entry for entry in context.loaded.datasets if entry.dataset_type in CACHES}
     samples: dict[str, Sample] = {}
     dropped: list[Dropped] = []
-    scans = []
+    scans: dict[str, Scan] = {}
     for entry in entries.values():
         found = scan_entry(context.loaded, entry, emit=context.emit, check=context.check)
-        scans.append(found)
+        scans[entry.id] = found
         for notice in found.notices:
             context.say(notice)
         if (lost := dropped_notice(found)) is not None:
             context.say(lost, warning=True)
         samples.update({sample.id: sample for sample in found.samples})
         dropped.extend(found.dropped)
-    problem = datasets_problem(scans)
+    problem = datasets_problem(scans.values())
     if problem is not None:
         raise problem
-    pictures = _linked_pictures(context, entries, samples) if context.flavour.extra_channels else {}
+    pictures = _linked_pictures(context, entries, scans) if context.flavour.extra_channels else {}
     return Gathered(samples, entries, caches, dropped, pictures)
 
 
 def _linked_pictures(
-    context: Context, entries: Mapping[str, DatasetOptions], samples: Mapping[str, Sample]
-) -> dict[str, Sample]:
-    """By sample, the picture that a linked dataset has for its first frame."""
-    found: dict[str, Sample] = {}
+    context: Context, entries: Mapping[str, DatasetOptions], scans: Mapping[str, Scan]
+) -> dict[str, Linked]:
+    """By sample, the picture that a linked dataset has for its first frame; what is not usable is said."""
+    found: dict[str, Linked] = {}
     by_id = {entry.id: entry for entry in context.loaded.datasets}
+    scanned: dict[str, Scan] = {}
     for entry in entries.values():
-        own = [sample for sample in samples.values() if sample.dataset == entry.id]
         for name in entry.conditioning_data:
+            if name in scanned:
+                continue
             # Pictures need no caption, and their size does not matter: they are cut as the clips are.
             linked_entry = by_id[name].model_copy(update=_PICTURES)
-            pictures = scan_entry(context.loaded, linked_entry, emit=context.emit, check=context.check)
-            linked, without = linked_first_frames(own, pictures)
-            found.update(linked)
-            if without:
-                context.say(missing_text(entry.id, name, without), warning=True)
+            scanned[name] = scan_entry(context.loaded, linked_entry, emit=context.emit, check=context.check)
+            if (lost := dropped_notice(scanned[name])) is not None:
+                context.say(lost, warning=True)
+        if entry.conditioning_data:
+            links = link_pictures(scans[entry.id], [scanned[name] for name in entry.conditioning_data])
+            found.update(links.found)
+            for warning in links.warnings(entry.id, entry.conditioning_data):
+                context.say(warning, warning=True)
     return found

@@ -35,7 +35,7 @@ class IdleExperts:
     def __init__(self, context: Context, *, before: str | None = None) -> None:
         self._context, self._before = context, before
         self._names = context.flavour.trained_experts
-        self._placements = Placements(self._names)
+        self._placements = Placements()
         self._folder = context.output / FOLDER
         self._make_block = memory_block
         self.place: str | None = None
@@ -59,7 +59,7 @@ class IdleExperts:
         if len(self._names) == 1:
             return
         if self.place is None:
-            self.place = self._choose(expert)
+            self.place = self._choose(expert, role)
             if self.place == DISK:
                 self._make_block = FileBlocks(self._folder)
         if self.place == STAY:
@@ -73,7 +73,7 @@ class IdleExperts:
             with _room_is_needed():
                 self._placements.park_all()
 
-    def _choose(self, expert: Expert) -> str:
+    def _choose(self, expert: Expert, role: Role) -> str:
         context, wanted = self._context, self._context.options.experts.idle_expert
         on_cpu = context.device.type == "cpu"
         if wanted != AUTO:
@@ -81,7 +81,7 @@ class IdleExperts:
                 context.say("idle_expert = cpu is the same as stay: this machine computes on its CPU")
                 return STAY
             return wanted
-        room, load = measure_room(context), measure_load(expert)
+        room, load = measure_room(context), measure_load(expert, role.optimizer)
         found = choose_place(room, load)
         if found is None:
             raise _no_room(room, load)
@@ -92,11 +92,13 @@ class IdleExperts:
         return place
 
 
-def measure_load(expert: Expert) -> Load:
-    """What an expert takes, with what its optimiser will come to."""
+def measure_load(expert: Expert, optimizer: torch.optim.Optimizer) -> Load:
+    """What an expert takes, with what its optimiser will come to, and holds already."""
+    states = (value for state in optimizer_states(optimizer) for value in state.values())
+    held = sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
     trained = sum(each.numel() for each in expert.transformer.parameters() if each.requires_grad)
     weights = sum(slot.get().nbytes for slot in module_slots(expert.transformer))
-    return Load(weights=weights, states=STATE_BYTES * trained, gradients=4 * trained)
+    return Load(weights=weights, states=STATE_BYTES * trained, gradients=4 * trained, held=held)
 
 
 def measure_room(context: Context) -> Room:

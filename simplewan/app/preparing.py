@@ -165,6 +165,11 @@ def eval_batches(context: Context, fetch: Fetch) -> list[Batch]:
     if not context.options.validation.eval_steps_interval:
         return []
     named = context.options.validation.eval_dataset_id
-    usable = [sample for sample in fetch.gathered.evaluation(named) if sample.id in fetch.caches.latents]
+    caches = fetch.caches
+    usable = [
+        sample
+        for sample in fetch.gathered.evaluation(named)
+        if sample.id in caches.latents and sample.id not in caches.failed
+    ]
     chosen = usable[: context.options.validation.num_eval_images]
     return [fetch(BatchSpec((sample.id,), (0,), epoch=0, bucket=sample.clip.bucket)) for sample in chosen]

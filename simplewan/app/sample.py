@@ -35,7 +35,7 @@ from simplewan.options.sources import COMMAND_LINE
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 from simplewan.training.signals import SignalWatch
-from simplewan.validation.prompts import Prompt, safe_name, unique_prompts
+from simplewan.validation.prompts import Asked, Prompt, safe_name, unique_prompts
 from simplewan.validation.runner import Clip, Renderer, RenderSettings, noted, sized_name
 from simplewan.validation.sampling import experts_used, make_scheduler
 
@@ -52,17 +52,15 @@ OUT_OF_MEMORY = (
 class Request:
     """What is asked for besides the options.
 
-    `prompts` are (name or None, text); none takes the configuration's, which then must have some. `images` are what the
-    clips begin with: one for all prompts, or one for each; they win over `prompt_images`, those of a prompt library, by
-    name. `seeds` empty takes validation_seed. `run` is the folder whose trained weights are used; None, or `adapters`
-    that are not None, use none of them. `adapters` are LoRA files under "adapter", "adapter_high" and "adapter_low",
-    and act times `adapter_scale`.
+    Without `prompts` those of the configuration are taken, which then must have some. `images` are what the clips begin
+    with: one for all prompts, or one for each; they win over those that prompts have. `seeds` empty takes
+    validation_seed. `run` is the folder whose trained weights are used; None, or `adapters` that are not None, use none
+    of them. `adapters` are LoRA files under "adapter", "adapter_high" and "adapter_low", and act times `adapter_scale`.
     """
 
     output: Path
-    prompts: Sequence[tuple[str | None, str]] = ()
+    prompts: Sequence[Asked] = ()
     images: Sequence[Path] = ()
-    prompt_images: Mapping[str, Path] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     run: Path | None = None
     adapters: Mapping[str, Sequence[Path]] | None = None
@@ -108,7 +106,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
     experts = acting_experts(context, weights)
     settings = render_settings(context, prompts, folder=request.output, experts=experts)
     note = expert_note(context, settings)
-    pictures = wanted_pictures(context, settings)
+    pictures = wanted_pictures(context, settings, request)
     _make_folder(request.output)
     clips = plan_clips(settings, request.seeds or (settings.seed,), note=note, claims=claims)
     steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
@@ -156,8 +154,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
 def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
     """The prompts of the request, else those of the configuration, with the pictures that they begin with."""
     if request.prompts:
-        own = {name: str(path) for name, path in request.prompt_images.items()}
-        prompts = [Prompt(name or short_name(text), text, own.get(name or "")) for name, text in request.prompts]
+        prompts = [Prompt(asked.name or short_name(asked.text), asked.text, asked.image) for asked in request.prompts]
     else:
         prompts = list(collect(context, even_if_disabled=True))
     assert prompts, "who asks has looked that there are any"
@@ -169,13 +166,21 @@ def wanted_prompts(context: Context, request: Request) -> tuple[Prompt, ...]:
     return unique_prompts(prompts)
 
 
-def wanted_pictures(context: Context, settings: RenderSettings) -> dict[str, Picture]:
+def wanted_pictures(context: Context, settings: RenderSettings, request: Request) -> dict[str, Picture]:
     """The pictures of the prompts, by name; says where much of one is cut off. Raises UserError with all bad ones."""
     found: dict[str, Picture] = {}
     problems: list[Problem] = []
-    for image in dict.fromkeys(prompt.image for prompt in settings.prompts if prompt.image is not None):
+    files = {asked.image: asked.where for asked in request.prompts}
+    library = str(context.options.validation.user_prompt_library)
+    for prompt in settings.prompts:
+        image = prompt.image
+        if image is None or image in found:
+            continue
+        where, key = files.get(image, library), f"{prompt.name}.image"
+        if request.images:
+            where, key = COMMAND_LINE, "input_image"
         try:
-            found[image] = picture_of_file(image, where=COMMAND_LINE, key="input_image")
+            found[image] = picture_of_file(image, where=where, key=key)
         except UserError as error:
             problems += error.problems
     if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +12,7 @@ import torch
 
 from simplewan.app.caching import Caches
 from simplewan.app.context import Context
+from simplewan.app.drawing import sample_refs
 from simplewan.app.gathering import Gathered
 from simplewan.app.idle import IdleExperts
 from simplewan.app.pictures import Rendering, first_frames
@@ -120,7 +121,7 @@ def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Ga
     for name, expert in experts.items():
         generator = torch.Generator().manual_seed(derive_seed(context.options.run.seed, name, "histogram"))
         for shift, count in counts.items():
-            n, first = -(-HISTOGRAM_DRAWS * count // sum(counts.values())), len(draws[name])
+            n, first = math.ceil(HISTOGRAM_DRAWS * count / sum(counts.values())), len(draws[name])
             sigmas = objective.sigmas(expert, n, shift=shift, generator=generator, first=first)
             draws[name] = torch.cat([draws[name], sigmas])
     path = context.output / "timesteps.png"
@@ -128,8 +129,12 @@ def draw_histogram(context: Context, experts: Mapping[str, Expert], gathered: Ga
     context.emit(PictureDrawn(step, "timesteps", str(path)))
 
 
-def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, int]:
-    """How many samples are trained at each shift."""
+def count_shifts(context: Context, objective: SupervisedFlowMatching, gathered: Gathered) -> dict[float, float]:
+    """How many draws an epoch has at each shift."""
     stride = context.flavour.vae.spatial_stride
-    clips = (sample.clip for sample in gathered.training)
-    return dict(Counter(objective.shift_for(clip.height // stride, clip.width // stride) for clip in clips))
+    samples = gathered.training
+    counts: dict[float, float] = {}
+    for sample, ref in zip(samples, sample_refs(context.loaded, gathered, samples), strict=True):
+        shift = objective.shift_for(sample.clip.height // stride, sample.clip.width // stride)
+        counts[shift] = counts.get(shift, 0.0) + ref.rate
+    return {shift: count for shift, count in counts.items() if count > 0}

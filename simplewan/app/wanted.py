@@ -146,8 +146,10 @@ def _shown(samples: Sequence[Sample], *, epochs: int) -> list[tuple[Sample, Samp
     return [(cut, sample) for sample in samples for cut in cuts(sample, epochs=epochs)]
 
 
-def shown_first_frames(gathered: Gathered, *, epochs: int) -> dict[str, Sample]:
-    """The first frame of every cut that so many epochs show, as a sample, by its name in the caches."""
+def shown_first_frames(context: Context, gathered: Gathered, *, epochs: int) -> dict[str, Sample]:
+    """For image-to-video: the first frame of every cut that so many epochs show, by its name in the caches."""
+    if not context.flavour.extra_channels:
+        return {}
     shown = _shown(list(gathered.samples.values()), epochs=epochs)
     return {cut.id + FIRST_FRAME: gathered.first_frame(sample, cut) for cut, sample in shown}
 

@@ -5,7 +5,7 @@ Imports options and what is known of media by name; nothing is decoded here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments
@@ -13,7 +13,7 @@ from simplewan.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_media_name
 from simplewan.errors import Problem, UserError
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.validation.prompts import BUILT_IN_LIBRARY
+from simplewan.validation.prompts import Asked, Prompt, collect_prompts
 
 KEY = "input_image"
 
@@ -33,21 +33,14 @@ def picture_files(arguments: Arguments) -> list[Path]:
     return files
 
 
-def check_pictures(
-    loaded: Loaded, prompts: Sequence[tuple[str | None, str]], prompt_images: Mapping[str, Path], images: Sequence[Path]
-) -> None:
+def check_pictures(loaded: Loaded, prompts: Sequence[Asked], images: Sequence[Path]) -> None:
     """Whether the model takes pictures, and each prompt has one where it must. Raises UserError."""
     flavour = loaded.flavour
     if images and not flavour.takes_first_frame:
         fix = "leave it out, or take an image-to-video model_flavour"
         message = f"is not taken by {flavour.name}, which makes video from text alone"
         raise UserError(Problem(COMMAND_LINE, message, KEY, str(images[0]), fix))
-    if prompts:
-        pictured = [name is not None and name in prompt_images for name, _text in prompts]
-    else:
-        options = loaded.options.validation
-        plain = bool(options.validation_prompt) + options.validation_prompt_library * len(BUILT_IN_LIBRARY)
-        pictured = [name in loaded.prompt_images for name in loaded.prompts] + [False] * plain
+    pictured = [prompt.image is not None for prompt in prompts or _configured(loaded)]
     if len(images) > 1 and len(images) != len(pictured):
         fix = f"give one for all prompts, or {len(pictured)}, one for each"
         raise UserError(
@@ -57,3 +50,14 @@ def check_pictures(
         message = f"is needed: {flavour.name} begins with a given picture"
         fix = "write --input_image PATH, a picture or a video; several: one for each prompt"
         raise UserError(Problem(COMMAND_LINE, message, KEY, fix=fix))
+
+
+def _configured(loaded: Loaded) -> tuple[Prompt, ...]:
+    """The prompts of the configuration, each once, as they are rendered."""
+    options = loaded.options.validation
+    return collect_prompts(
+        validation_prompt=options.validation_prompt,
+        user_library=loaded.prompts,
+        use_built_in_library=options.validation_prompt_library,
+        images={name: str(path) for name, path in loaded.prompt_images.items()},
+    )

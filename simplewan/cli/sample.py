@@ -23,6 +23,7 @@ from simplewan.options.groups.validation import MAX_SEED
 from simplewan.options.prompts import read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings
 from simplewan.reporting.quiet import settle_environment
+from simplewan.validation.prompts import Asked
 
 ADAPTERS = ("adapter", "adapter_high", "adapter_low")
 OWN = ("prompt", "prompts", "input_image", "seed", *ADAPTERS, "adapter_scale", "output")
@@ -37,7 +38,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.help:
         print(sample_help())
         return EXIT_DONE
-    prompts, prompt_images = _prompts(arguments, environ)
+    prompts = _prompts(arguments, environ)
     images = picture_files(arguments)
     seeds, scale = _seeds(arguments), _scale(arguments)
     adapters = _adapters(arguments)
@@ -55,7 +56,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if not prompts and not _has_prompts(loaded):
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'
         raise UserError(Problem(COMMAND_LINE, "there is nothing to render: no prompt was given", fix=fix))
-    check_pictures(loaded, prompts, prompt_images, images)
+    check_pictures(loaded, prompts, images)
     from simplewan.models.wan.checking import check_files
 
     if not placeholders:  # the model of an example may have to be made first
@@ -73,7 +74,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         output=Path(output).expanduser(),
         prompts=prompts,
         images=images,
-        prompt_images=prompt_images,
         seeds=seeds,
         run=trained,
         adapters=adapters,
@@ -93,42 +93,38 @@ def _has_prompts(loaded: Loaded) -> bool:
     return bool(options.validation_prompt or loaded.prompts or options.validation_prompt_library)
 
 
-def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> tuple[list[tuple[str | None, str]], dict[str, Path]]:
-    """(name or None, text) of every prompt= and of the lines or names of every prompts=FILE, and pictures by name."""
-    prompts: list[tuple[str | None, str]] = []
-    images: dict[str, Path] = {}
+def _prompts(arguments: Arguments, environ: Mapping[str, str]) -> list[Asked]:
+    """Every prompt=, and the lines or names of every prompts=FILE."""
+    prompts: list[Asked] = []
     for text in arguments.own.get("prompt", []):
         if text.strip():
-            prompts.append((None, text.strip()))
+            prompts.append(Asked(None, text.strip()))
         else:
             arguments.problems.append(Problem(COMMAND_LINE, "is empty", "prompt", fix="leave it out, or write one"))
     for name in arguments.own.get("prompts", []):
-        path = Path(name).expanduser()
         before = len(prompts), len(arguments.problems)
-        read, pictures = _read_file(path, arguments, environ)
-        prompts += read
-        images |= pictures
+        prompts += _read_file(Path(name).expanduser(), arguments, environ)
         if before == (len(prompts), len(arguments.problems)):
             arguments.problems.append(Problem(COMMAND_LINE, "holds no prompt", "prompts", name, PROMPTS_FIX))
-    return prompts, images
+    return prompts
 
 
-def _read_file(
-    path: Path, arguments: Arguments, environ: Mapping[str, str]
-) -> tuple[list[tuple[str | None, str]], dict[str, Path]]:
+def _read_file(path: Path, arguments: Arguments, environ: Mapping[str, str]) -> list[Asked]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         arguments.problems.append(Problem(COMMAND_LINE, f"cannot be read: {why}", "prompts", str(path), PROMPTS_FIX))
-        return [], {}
+        return []
+    where = str(path)
     if path.suffix.lower() == ".json" or text.lstrip().startswith("{"):
         findings = Findings()
         expand = Expander(environ=environ, placeholders={}, findings=findings)
         library = read_prompts(path, expand=expand, findings=findings)
         arguments.problems += findings.problems
-        return list(library.prompts.items()), library.images
-    return [(None, line.strip()) for line in text.splitlines() if line.strip()], {}
+        images = {name: str(image) for name, image in library.images.items()}
+        return [Asked(name, prompt, images.get(name), where) for name, prompt in library.prompts.items()]
+    return [Asked(None, line.strip(), where=where) for line in text.splitlines() if line.strip()]
 
 
 def _seeds(arguments: Arguments) -> tuple[int, ...]:

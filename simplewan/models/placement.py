@@ -1,9 +1,9 @@
 """Where a model waits while another one is on the device: on a shelf in the machine's memory, or in a file.
 
-Imports torch only. A shelf is one block of bytes cut into views, one for each tensor. What waits *is* those views, on
-the CPU: it can be read, saved and exported as it waits, whether its block is memory or a mapped file. Frozen weights
-are written to the shelf once and copied to the device whenever their turn comes; what training changes is copied both
-ways. Nothing is converted, so the bits are the same wherever a model waits.
+Imports torch and numpy only. A shelf is one block of bytes cut into views, one for each tensor. What waits *is* those
+views, on the CPU: it can be read, saved and exported as it waits, whether its block is memory or a mapped file. Frozen
+weights are written to the shelf once and copied to the device whenever their turn comes; what training changes is
+copied both ways. Nothing is converted, so the bits are the same wherever a model waits.
 
 The trade-off: frozen weights keep their place on the shelf while they are on the device too, for they need not be
 copied back then, which halves the time of a change.
@@ -12,11 +12,14 @@ copied back then, which halves the time of a change.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,20 +87,20 @@ class Shelf:
         self._slots, self._make_block = slots, make_block
         self._waiting: list[Slot] = []
         self._views: list[Tensor] = []
-        self._outgrown: list[list[Tensor]] = []  # kept, since memory that is pinned must not be given back
 
     def park(self) -> None:
         """From the device to the shelf."""
         self._waiting = self._slots()
         tensors = [slot.get() for slot in self._waiting]
         is_new = [(view.shape, view.dtype) for view in self._views] != [(each.shape, each.dtype) for each in tensors]
+        outgrown = self._views  # until the device has copied: it may still be reading from there
         if is_new:
-            self._outgrown.append(self._views)
             self._views = cut(self._make_block, tensors)
         for slot, tensor, view in zip(self._waiting, tensors, self._views, strict=True):
             if is_new or slot.changes:
                 view.copy_(tensor)
             slot.put(view)
+        del outgrown
 
     def fetch(self, device: torch.device) -> None:
         """From the shelf to the device; always a copy, so that the shelf keeps what does not change."""
@@ -167,11 +170,18 @@ class Placement:
 def memory_block(size: int) -> Tensor:
     """A block in memory, pinned where there is CUDA, so that copies run at full speed. Raises OSError.
 
-    Registered rather than allocated as pinned: torch's own allocator rounds each size up to a power of two.
+    Registered rather than allocated as pinned: torch's own allocator rounds each size up to a power of two. Whole pages
+    of its own, since pages are what is pinned, and no longer so when the last view is gone, before they are given back.
     """
-    block = torch.empty(size, dtype=torch.uint8)
-    if torch.cuda.is_available() and (code := int(torch.cuda.cudart().cudaHostRegister(block.data_ptr(), size, 0))):
-        raise OSError(f"{size / 2**30:.1f} GiB of memory cannot be pinned (CUDA error {code})")
+    pages = -(-size // PAGESIZE) * PAGESIZE
+    memory = np.empty(pages + PAGESIZE, dtype=np.uint8)
+    start = -memory.ctypes.data % PAGESIZE
+    block = torch.from_numpy(memory[start : start + size])
+    if size and torch.cuda.is_available():
+        runtime, address = torch.cuda.cudart(), block.data_ptr()
+        if code := int(runtime.cudaHostRegister(address, pages, 0)):
+            raise OSError(f"{size / 2**30:.1f} GiB of memory cannot be pinned (CUDA error {code})")
+        weakref.finalize(memory, runtime.cudaHostUnregister, address).atexit = False
     return block
 
 
@@ -197,22 +207,16 @@ class FileBlocks:
 class Placements:
     """The models that take turns on the device. One that was not added stays there."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    def __init__(self) -> None:
         self._placed: dict[str, Placement] = {}
 
     def add(self, name: str, placement: Placement) -> None:
         """`name`, which is on the device now, may be moved off it."""
         self._placed[name] = placement
 
-    @property
-    def on_device(self) -> frozenset[str]:
-        """Those that can compute now."""
-        return frozenset(name for name in self._names if not self._is_parked(name))
-
     def activate(self, name: str) -> None:
         """Have `name` on the device, and off it all others that may be moved."""
-        if not self._is_parked(name):
+        if not self.is_parked(name):
             return
         self.park_all()
         self._placed[name].fetch()
@@ -222,5 +226,6 @@ class Placements:
         for placement in self._placed.values():
             placement.park()
 
-    def _is_parked(self, name: str) -> bool:
+    def is_parked(self, name: str) -> bool:
+        """Whether it waits."""
         return name in self._placed and self._placed[name].is_parked

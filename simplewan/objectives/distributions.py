@@ -58,6 +58,15 @@ def cdf(sampling: Sampling, x: Tensor) -> Tensor:
     return SAMPLINGS[sampling.name][0](sampling, x)
 
 
+def mass(sampling: Sampling, low: float, high: float) -> float:
+    """P(low <= draw <= high), from the tail on whose side it lies: P near 1 has no digits left for the other one."""
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    below = cdf(sampling, ends)
+    if below[0] > 0.5 and sampling.name in MIRRORED:
+        below = cdf(MIRRORED[sampling.name](sampling), (1 - ends).flip(0))
+    return float(below[1] - below[0])
+
+
 def quantile(sampling: Sampling, p: Tensor) -> Tensor:
     """The x with P(draw <= x) = p, float64, any shape -> same; p within 0 and 1."""
     return SAMPLINGS[sampling.name][1](sampling, p)
@@ -163,6 +172,21 @@ def _bisect(rising: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
     return (low + high) / 2
 
 
+def _mirrored_logit_normal(sampling: Sampling) -> Sampling:
+    mean, std = sampling.logit_parameters
+    return Sampling("logit_normal", logit_mean=-mean, logit_std=std)
+
+
+def _mirrored_beta(sampling: Sampling) -> Sampling:
+    return Sampling("beta", beta_alpha=sampling.beta_beta, beta_beta=sampling.beta_alpha)
+
+
+# The distribution of 1 - draw, where there are far tails.
+MIRRORED: dict[str, Callable[[Sampling], Sampling]] = {
+    "sigmoid": _mirrored_logit_normal,
+    "logit_normal": _mirrored_logit_normal,
+    "beta": _mirrored_beta,
+}
 _Function = Callable[[Sampling, Tensor], Tensor]
 SAMPLINGS: dict[str, tuple[_Function, _Function]] = {
     "uniform": (_identity, _identity),

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from simplewan.objectives.distributions import Sampling, cdf, truncated_quantile
+from simplewan.objectives.distributions import Sampling, mass, truncated_quantile
 
 NUM_TIMESTEPS = 1000
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap")
@@ -66,10 +66,9 @@ def sample_sigmas(
     return _clamp_to_float32(shift_sigma(sigmas, shift), low, high)
 
 
-def share_above(boundary: float, *, sampling: Sampling, shift: float = 1.0) -> float:
-    """P(sigma >= boundary) of the whole, uncut distribution: the share of steps of the high-noise expert."""
-    below = cdf(sampling, torch.tensor(unshift_sigma(boundary, shift), dtype=torch.float64))
-    return 1.0 - float(below)
+def share_within(low: float, high: float, *, sampling: Sampling, shift: float = 1.0) -> float:
+    """P(low <= sigma <= high) of the whole, uncut distribution; far out in a tail it keeps its digits."""
+    return mass(sampling, unshift_sigma(low, shift), unshift_sigma(high, shift))
 
 
 def add_noise(latents_BCFHW: Tensor, noise_BCFHW: Tensor, sigmas_B: Tensor) -> Tensor:
@@ -81,11 +80,6 @@ def add_noise(latents_BCFHW: Tensor, noise_BCFHW: Tensor, sigmas_B: Tensor) -> T
 def velocity_target(latents_BCFHW: Tensor, noise_BCFHW: Tensor) -> Tensor:
     """Velocity target `noise - latents`, (B, C, F, H, W) -> same. Rectified flow, arXiv 2209.03003."""
     return noise_BCFHW - latents_BCFHW
-
-
-def x0_from_velocity(noisy_BCFHW: Tensor, velocity_BCFHW: Tensor, sigmas_B: Tensor) -> Tensor:
-    """The clean latents that a velocity stands for: noisy - sigma * velocity, (B, C, F, H, W) -> same."""
-    return noisy_BCFHW - _per_sample(sigmas_B, noisy_BCFHW) * velocity_BCFHW
 
 
 def loss_weights(sigmas_B: Tensor, weighting: str) -> Tensor:

@@ -30,6 +30,7 @@ from simplewan.objectives.flow import (
 )
 from simplewan.objectives.strata import slices_of
 
+MOST_DIGITS = 12  # in the names of bands
 Predict = Callable[[Tensor, Tensor, Any], Tensor]
 """noisy latents (B, C, F, H, W) float32, timesteps (B,) or (B, F) float32 in 0..1000, the batch -> velocity.
 
@@ -197,10 +198,14 @@ class EvalResult:
 
 
 def timestep_bands(count: int, bounds: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
-    """`count` equal bands of the sigmas within `bounds`: the name "0-250" (timesteps) -> the timestep in its middle."""
+    """`count` equal bands of the sigmas within `bounds`: the name "0-250" (timesteps) -> the timestep in its middle.
+
+    The names have as many digits as tell the bands apart.
+    """
     low, high = (bound * NUM_TIMESTEPS for bound in bounds)
     edges = [low + (high - low) * index / count for index in range(count + 1)]
-    return {f"{a:.0f}-{b:.0f}": (a + b) / 2 for a, b in pairwise(edges)}
+    digits = next(digits for digits in range(MOST_DIGITS) if len({f"{edge:.{digits}f}" for edge in edges}) > count)
+    return {f"{a:.{digits}f}-{b:.{digits}f}": (a + b) / 2 for a, b in pairwise(edges)}
 
 
 @torch.no_grad()
@@ -215,7 +220,8 @@ def eval_loss(
     """The unweighted loss at fixed timesteps (band -> timestep in 0..1000) and fixed noise; no gradient.
 
     The noise depends on the seed and the batch's place only, and is the same at every timestep, so that two
-    evaluations differ by nothing but the network. Raises ValueError when there is no batch or no timestep.
+    evaluations differ by nothing but the network. A first frame that is as likely given as not is given. Raises
+    ValueError when there is no batch or no timestep.
     """
     sums = dict.fromkeys(timesteps, 0.0)
     num_samples = 0
@@ -224,7 +230,7 @@ def eval_loss(
         generator = torch.Generator().manual_seed(seed + index)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         num_samples += latents.shape[0]
-        usual = [round(probability) for probability in batch.first_frame_probabilities]  # what is likelier, 0 or 1
+        usual = [float(probability >= 0.5) for probability in batch.first_frame_probabilities]
         held_B = draw_held(usual, latents.shape[2], generator)
         for band, timestep in timesteps.items():
             check()

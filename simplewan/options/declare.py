@@ -18,9 +18,10 @@ from typing import Any, Union, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 META = "option"
-# A condition that is no option: it follows from the flavour.
+# Conditions that are no options: they follow from the flavour.
 BOTH_EXPERTS = "both_experts"
-FACTS = {BOTH_EXPERTS: "a flavour that trains both experts"}
+HOLDS_FIRST_FRAME = "holds_first_frame"
+FACTS = {BOTH_EXPERTS: "a flavour that trains both experts", HOLDS_FIRST_FRAME: "a flavour of TI2V"}
 # Values that ask for nothing: a switch that holds one of them is off.
 OFF = (None, False, 0, "", "none", "no_change", "no", "off")
 

@@ -1,4 +1,4 @@
-"""Checks of datasets that are not trained on but looked at: those of evaluation, and the caches of first frames.
+"""Checks of datasets that are not trained on but looked at: those of evaluation, and of first frames.
 
 Imports the entries of the dataset file and flavours.
 """
@@ -52,6 +52,43 @@ def check_eval_dataset(
             findings.warn(f"{entry.where}: is not used: {key} is {named}")
     if named is not None and not used and all(entry.options.dataset_type != "eval" for entry in enabled):
         findings.inform(f"{found[key].where}: {key} has no effect: eval_steps_interval is 0")
+
+
+def check_first_frames(entries: Sequence[Entry], *, flavour: Flavour | None, findings: Findings) -> None:
+    """Refuse what datasets ask of first frames and the flavour has no way to do."""
+    if flavour is None:
+        return
+    name, of_i2v = flavour.name, flavour.extra_channels > 0
+    for entry in entries:
+        options = entry.options
+        if options.disabled:
+            continue
+        if options.conditioning_data and not of_i2v:
+            why = "begins clips with their own first frames" if flavour.holds_first_frame else "is given no first frame"
+            findings.problem(
+                entry.where,
+                f"cannot act: {name} {why}",
+                key="conditioning_data",
+                value=", ".join(options.conditioning_data),
+                fix="leave it out, or take an I2V model_flavour",
+            )
+        given = options.video.is_i2v
+        if given is False and of_i2v:
+            findings.problem(
+                entry.where,
+                f"cannot be: {name} is always given the first frame",
+                key="video.is_i2v",
+                value=given,
+                fix="leave it out, or take a TI2V or T2V model_flavour",
+            )
+        elif given and not flavour.takes_first_frame:
+            findings.problem(
+                entry.where,
+                f"cannot be: {name} is given no first frame",
+                key="video.is_i2v",
+                value=given,
+                fix="leave it out, or take a TI2V or I2V model_flavour",
+            )
 
 
 def check_image_embeds(entries: Sequence[Entry], *, flavour: Flavour | None, findings: Findings) -> None:

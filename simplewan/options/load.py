@@ -20,8 +20,8 @@ from simplewan.options.catalogue import Options, catalogue, group_models
 from simplewan.options.checks import check_options, choose_flavour
 from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
 from simplewan.options.datasets import INHERITED, DatasetOptions
-from simplewan.options.declare import BOTH_EXPERTS, Group
-from simplewan.options.first_frames import check_eval_dataset, check_image_embeds
+from simplewan.options.declare import BOTH_EXPERTS, HOLDS_FIRST_FRAME, Group
+from simplewan.options.first_frames import check_eval_dataset, check_first_frames, check_image_embeds
 from simplewan.options.later import settle
 from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
@@ -83,12 +83,14 @@ def load(
     check_datasets(options, entries, findings=findings)
     if training:
         check_eval_dataset(options, found, entries, flavour=flavour, findings=findings)
+        check_first_frames(entries, flavour=flavour, findings=findings)
     check_image_embeds(entries, flavour=flavour, findings=findings)
     _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))
-    replaced = settle({**options.flat(), BOTH_EXPERTS: flavour.trains_both}, found, catalogue(), findings=findings)
+    facts = {BOTH_EXPERTS: flavour.trains_both, HOLDS_FIRST_FRAME: flavour.holds_first_frame}
+    replaced = settle({**options.flat(), **facts}, found, catalogue(), findings=findings)
     resolved = _resolved(options, found, entries)
     final = _finish(options, replaced, paths)
     return Loaded(

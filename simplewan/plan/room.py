@@ -12,11 +12,13 @@ DISK_SPARE = GIB
 
 @dataclass(frozen=True)
 class Load:
-    """What one expert takes: its weights, and what its optimiser and its gradients will come to."""
+    """What one expert takes: its weights, and what its optimiser and its gradients will come to. `held` is how much of
+    that the first one's optimiser takes already, as after a resume."""
 
     weights: int
     states: int
     gradients: int
+    held: int = 0
 
     @property
     def resting(self) -> int:
@@ -41,7 +43,7 @@ def choose_place(room: Room, load: Load) -> tuple[str, str] | None:
     free, total, where = room.memory, room.memory_total, "memory"
     if room.device is not None:
         free, total, where = room.device, room.device_total, "device memory"
-    more = load.weights + 2 * load.states + load.gradients
+    more = load.weights + 2 * load.states + load.gradients - min(load.held, load.states)
     left = free - more
     if left >= total / STEP_SHARE:
         return "stay", f"both fit: of {_gib(total)} {where}, {_gib(left)} are left to compute in"

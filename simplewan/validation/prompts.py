@@ -44,6 +44,17 @@ class Prompt:
     image: str | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A prompt of the command line: its name, if it has one, its text, and the picture that it begins with, if any.
+    `where` is the file that it comes from."""
+
+    name: str | None
+    text: str
+    image: str | None = None
+    where: str = ""
+
+
 def collect_prompts(
     *,
     validation_prompt: str | None,

@@ -71,18 +71,8 @@ def first_frame_latent(vae: Any, first_frame_BCHW: Tensor) -> Tensor:
     return encode(vae, _placed(vae, first_frame_BCHW))
 
 
-def first_frame_mask(latents_BCFHW: Tensor) -> Tensor:
-    """0 on latent frame 0, which is given, 1 on those to denoise: (1, 1, F, H, W), in the dtype of the latents.
-
-    The reverse of `condition_mask`, as in diffusers; it also takes latent frame 0 out of the loss.
-    """
-    mask_11FHW = torch.ones_like(latents_BCFHW[:1, :1])
-    mask_11FHW[:, :, 0] = 0
-    return mask_11FHW
-
-
 def hold_first_frame(latents_BCFHW: Tensor, first_BC1HW: Tensor) -> Tensor:
-    """The (noisy) latents with the image in latent frame 0: (1 - mask) * image + mask * latents, same shape."""
+    """The (noisy) latents with the image in latent frame 0, same shape."""
     return torch.cat([first_BC1HW.to(latents_BCFHW), latents_BCFHW[:, :, 1:]], dim=2)
 
 

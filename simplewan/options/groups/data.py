@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from simplewan.options.declare import Group, option
+from simplewan.options.declare import HOLDS_FIRST_FRAME, Group, option
 from simplewan.options.values import Resolution
 
 _DEFAULT = "Default for every dataset"
@@ -69,8 +69,9 @@ class DataOptions(Group):
         0.5,
         minimum=0,
         maximum=1,
+        applies=HOLDS_FIRST_FRAME,
         help="TI2V: share of clips trained as image-to-video, with the first frame given; the rest is text-to-video. "
-        "A dataset's video.is_i2v goes before.",
+        "A dataset's video.is_i2v goes before. The evaluation loss is that of image-to-video from 0.5 on.",
     )
     disable_bucket_pruning: bool = option(
         False,
