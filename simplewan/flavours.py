@@ -167,7 +167,7 @@ def _mini(task: str, stage: str | None) -> Flavour:
         vae=VAE_21,
         fps=16.0,
         steps=20,
-        guidance=(2.0, 2.0),
+        guidance=(2.0, 2.0) if task == "t2v" else (1.5, 1.5),
         validation_shift=5.0,
         training_shift=5.0,
         in_channels=16 if task == "t2v" else 36,

@@ -49,6 +49,7 @@ SQUARE = ((64, 64),)
 EXAMPLES: Mapping[str, Example] = {
     "mini": Example({"clips": Clips(24, draw.HELD_BACK_SHAPE)}),
     "zarn": Example({"clips": Clips(240, draw.HELD_BACK_COLOUR), "known": Clips(240, seed=SEED + 1)}),
+    "i2v": Example({"clips": Clips(48, draw.HELD_BACK_MOTION)}, task="i2v"),
     "ti2v": Example({"clips": Clips(48, draw.HELD_BACK_MOTION, sizes=SQUARE)}, task="ti2v"),
 }
 
