@@ -389,6 +389,10 @@ def test_a_lora_of_another_model_or_expert_is_warned_of(
             (f"adapter={file}", "model_flavour=t2v-480p-1.3b-2.1"),
             "was trained for t2v-mini-high, and is put on t2v-480p",
         ),
+        (
+            (f"adapter_low={file}", "model_flavour=t2v-a14b-2.2"),
+            "is put on t2v-a14b-2.2; for the high-noise expert, and is put on the low-noise one",
+        ),
     ):
         assert sample(model, *quick, *words) == 0
         said = capfd.readouterr().err

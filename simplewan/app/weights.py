@@ -187,12 +187,14 @@ def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
     """What to say of a LoRA whose metadata speak of another model, or of the other expert; None if they do not."""
     metadata = _metadata(file)
     made_for = told_expert(metadata.get("expert", ""))
+    doubts = []
     if (other := other_model(metadata, flavour)) is not None:
-        return f"{file} was trained for {other.name}, and is put on {flavour.name}"
-    if made_for is None or (made_for == expert and flavour.boundary is not None):
-        return None
-    which = f"the {expert}-noise one" if flavour.boundary is not None else f"{flavour.name}, which has one expert"
-    return f"{file} was trained for the {made_for}-noise expert, and is put on {which}"
+        doubts.append(f"for {other.name}, and is put on {flavour.name}")
+    if made_for is not None and flavour.boundary is not None and made_for != expert:
+        doubts.append(f"for the {made_for}-noise expert, and is put on the {expert}-noise one")
+    if made_for is not None and flavour.boundary is None and other is None:
+        doubts.append(f"for the {made_for}-noise expert, and is put on {flavour.name}, which has one expert")
+    return f"{file} was trained {'; '.join(doubts)}" if doubts else None
 
 
 def _metadata(file: Path) -> Mapping[str, str]:
