@@ -143,6 +143,8 @@ def load_base(context: Context, name: str) -> Expert:
 
 def frozen_expert(context: Context, name: str, transformer: nn.Module) -> Expert:
     """An expert to render with, around a transformer that is loaded."""
+    if context.device.type == "cpu":  # a clip then has the same bits in validation and in `sample`
+        own_memory(transformer)
     predict = make_predict(context, transformer, merge_padding=True)
     return Expert(name, transformer, predict, sigma_bounds(context, name))
 
