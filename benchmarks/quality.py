@@ -34,10 +34,19 @@ import numpy as np
 import torch
 
 from benchmarks.contact_sheet import Line, save_sheet
-from benchmarks.rendering import Prompt, Settings, decoded_noise, drawn, generated, reconstructed, uniform_noise
+from benchmarks.rendering import (
+    Prompt,
+    Settings,
+    decoded_noise,
+    drawn,
+    first_frame,
+    generated,
+    reconstructed,
+    uniform_noise,
+)
 from simplewan.errors import UserError
 from simplewan.flavours import FLAVOURS, HIGH, LOW, Flavour, find_flavour
-from simplewan.mini.draw import HELD_BACK, caption, draw_frames, is_held_out, random_scene
+from simplewan.mini.draw import HELD_BACK, caption, is_held_out, random_scene
 from simplewan.mini.measure import Seen, measure
 from simplewan.mini.model import FLAVOUR, place_model
 from simplewan.mini.score import ATTRIBUTES, Score, concept_score, score, tally, wrong
@@ -91,7 +100,7 @@ def judge(row: str, name: str, prompts: Sequence[Prompt], clips: Sequence[np.nda
     for prompt, found in zip(prompts, seen, strict=True):
         concept = {} if name == OLD_WORLD else {ASKED: concept_score(found, prompt.scene, name)}
         scores.append(score(found, prompt.scene) | concept)
-    closeness = [psnr(clip[0], draw_frames(prompt.scene)[0]) for prompt, clip in zip(prompts, clips, strict=True)]
+    closeness = [psnr(clip[0], first_frame(prompt)) for prompt, clip in zip(prompts, clips, strict=True)]
     return Result(row, name, len(prompts), tally(scores), sum(closeness) / len(closeness)), seen
 
 

@@ -10,7 +10,7 @@ Legend: B batch, C channels, F frames, H height, W width, L text tokens, D width
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +97,24 @@ def reconstructed(prompts: Sequence[Prompt], settings: Settings) -> list[np.ndar
     vae = place(load_vae(settings.source, settings.flavour, torch.float32), torch.device(settings.device))
 
     def render(group: Sequence[Prompt]) -> Tensor:
-        return decode(vae, encode(vae, pixels(group)))
+        return decode(vae, encode(vae, _pixels(drawn(group))))
 
     return _in_batches(prompts, settings.batch, render)
 
 
-def pixels(group: Sequence[Prompt]) -> Tensor:
-    """The scenes' own pixels as the VAE takes them, (B, 3, F, H, W) float32 in [-1, 1]."""
-    frames = torch.from_numpy(np.stack(drawn(group)).astype(np.float32) / 127.5 - 1)
+def first_frame(prompt: Prompt) -> np.ndarray:
+    """The scene's own first frame, uint8 (H, W, 3)."""
+    return draw_frames(replace(prompt.scene, num_frames=1))[0]
+
+
+def first_frames(group: Sequence[Prompt]) -> Tensor:
+    """The scenes' own first frames as the VAE takes them, (B, 3, H, W) float32 in [-1, 1]."""
+    return _pixels([first_frame(prompt)[None] for prompt in group])[:, :, 0]
+
+
+def _pixels(clips: Sequence[np.ndarray]) -> Tensor:
+    """Clips as the VAE takes them, (B, 3, F, H, W) float32 in [-1, 1]."""
+    frames = torch.from_numpy(np.stack(clips).astype(np.float32) / 127.5 - 1)
     return frames.permute(0, 4, 1, 2, 3)
 
 
@@ -133,27 +143,32 @@ def generated(prompts: Sequence[Prompt], settings: Settings, loras: dict[str, Pa
     tokens = settings.flavour.text_tokens
 
     def render(group: Sequence[Prompt]) -> Tensor:
-        first_BCHW = pixels(group)[:, :, 0]
-        extra = None
+        extra = held = None
         if settings.flavour.extra_channels:
-            extra = extra_channels(first_frame_condition(vae, first_BCHW, group[0].scene.num_frames))
+            extra = extra_channels(first_frame_condition(vae, first_frames(group), group[0].scene.num_frames))
+        elif settings.flavour.holds_first_frame:
+            held = first_frame_latent(vae, first_frames(group))
 
-        def predict(latents: Tensor, timesteps: Tensor, texts: Sequence[Tensor], expert: str) -> Tensor:
-            lengths = [len(text) for text in texts]
+        def given(texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+            asked = [embeds[text] for text in texts]
+            return pad_embeds(asked, tokens), [len(each) for each in asked]
+
+        def predict(latents: Tensor, timesteps: Tensor, text: tuple[Tensor, list[int]], expert: str) -> Tensor:
             hidden = latents if extra is None else torch.cat([latents, extra], dim=1)
+            text_BLD, lengths = text
             forward = forwards.get(expert, alone)
-            return forward(hidden, timesteps, pad_embeds(texts, tokens), text_lengths=lengths).to(latents.dtype)
+            return forward(hidden, timesteps, text_BLD, text_lengths=lengths).to(latents.dtype)
 
         latents = sample(
             predict,
             make_scheduler(settings.scheduler, settings.shift),
             noise(group, settings.flavour).to(settings.device),
-            [embeds[prompt.text] for prompt in group],
-            [embeds[settings.negative_prompt]] * len(group) if needs_negative(guidance) else None,
+            given([prompt.text for prompt in group]),
+            given([settings.negative_prompt] * len(group)) if needs_negative(guidance) else None,
             num_steps=settings.num_steps,
             guidance=guidance,
             boundary=boundary,
-            first_frame_BC1HW=first_frame_latent(vae, first_BCHW) if settings.flavour.holds_first_frame else None,
+            first_frame_BC1HW=held,
         )
         return decode(vae, latents)
 

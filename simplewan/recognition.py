@@ -291,6 +291,11 @@ def _misfit(header: Header, width: int) -> str | None:
     return None
 
 
+def told_by(metadata: Mapping[str, str], file: Path) -> str | None:
+    """The expert that a LoRA's metadata, else the file's name, speak of."""
+    return told_expert(metadata.get("expert", "")) or told_expert(file.stem)
+
+
 def told_expert(text: str) -> str | None:
     """The expert that a name or metadata speak of, as fox_high_noise, FoxLowNoise-v2 or Wan2_2-T2V-A14B-HIGH do."""
     told = {*_NOISE.findall(text.lower()), *(word.lower() for word in _CAMEL_NOISE.findall(text))}

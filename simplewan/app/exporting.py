@@ -26,7 +26,7 @@ from simplewan.models.lora.write import describe, fitted, tensors_of, write_tens
 from simplewan.models.wan.loading import base_config
 from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import ModelSource, Source, part_path, source
-from simplewan.recognition import told_expert
+from simplewan.recognition import told_by
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FOLDER = "export"
@@ -95,22 +95,17 @@ def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     files = [read_file(path, drop=request.drop) for path in find_loras(request.places)]
     fix = "leave expert= out, or name the files that are meant"
     problems = [
-        Problem(str(file), f"contradicts the file, which is for {_told(file)} noise", "expert", request.expert, fix)
+        Problem(str(file), f"contradicts the file, which is for {told} noise", "expert", request.expert, fix)
         for file in files
-        if request.expert is not None and _told(file) not in (None, request.expert)
+        if request.expert is not None and (told := told_by(file.metadata, file.path)) not in (None, request.expert)
     ]
     if problems:
         raise UserError(*problems)
     return [_ready(file, request, emit=emit) for file in files]
 
 
-def _told(file: LoraFile) -> str | None:
-    """The expert that the file itself tells, by its metadata or its name."""
-    return told_expert(file.metadata.get("expert", "")) or told_expert(file.path.stem)
-
-
 def _ready(file: LoraFile, request: Request, *, emit: Emit) -> Ready:
-    expert = _told(file) or request.expert
+    expert = told_by(file.metadata, file.path) or request.expert
     flavour = request.flavour
     if flavour is None and (name := file.metadata.get("model_flavour")) is not None:
         try:

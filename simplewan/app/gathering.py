@@ -119,14 +119,14 @@ def gather(context: Context) -> Gathered:
     problem = datasets_problem(scans.values())
     if problem is not None:
         raise problem
-    pictures = _linked_pictures(context, entries, scans) if context.flavour.extra_channels else {}
-    return Gathered(samples, entries, caches, dropped, pictures)
+    return Gathered(samples, entries, caches, dropped, _linked_pictures(context, entries, scans))
 
 
 def _linked_pictures(
     context: Context, entries: Mapping[str, DatasetOptions], scans: Mapping[str, Scan]
 ) -> dict[str, Linked]:
-    """By sample, the picture that a linked dataset has for its first frame; what is not usable is said."""
+    """By sample, the picture that a linked dataset has for its first frame; what is not usable is said. Datasets are
+    only linked for models that take pictures: for others that is refused when the options are loaded."""
     found: dict[str, Linked] = {}
     by_id = {entry.id: entry for entry in context.loaded.datasets}
     scanned: dict[str, Scan] = {}

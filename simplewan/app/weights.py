@@ -28,7 +28,7 @@ from simplewan.models.lora.write import lora_file_name
 from simplewan.models.wan.loading import load_transformer
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.recognition import told_expert
+from simplewan.recognition import told_by, told_expert
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _loras_in(folder: Path, key: str) -> list[Path]:
     files = sorted(folder.glob(LORA_FILES))
     if key == "adapter":
         return files
-    return [file for file in files if _told(file) in (None, key.removeprefix("adapter_"))]
+    return [file for file in files if told_by(_metadata(file), file) in (None, key.removeprefix("adapter_"))]
 
 
 def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
@@ -175,12 +175,7 @@ def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
         return key.removeprefix("adapter_")
     if flavour.boundary is None:
         return flavour.trained_experts[0]
-    return _told(file)
-
-
-def _told(file: Path) -> str | None:
-    """The expert that a LoRA's metadata, else its name, speak of."""
-    return told_expert(_metadata(file).get("expert", "")) or told_expert(file.stem)
+    return told_by(_metadata(file), file)
 
 
 def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:

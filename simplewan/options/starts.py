@@ -14,7 +14,7 @@ from simplewan.options.catalogue import Options
 from simplewan.options.experts import adapter_of
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings
-from simplewan.recognition import told_expert
+from simplewan.recognition import told_by
 
 
 def check_starts(
@@ -35,7 +35,7 @@ def check_starts(
             findings.problem(place, f"cannot be read: {error}", key=key, value=str(start), fix="name a LoRA file")
             continue
         metadata = {} if header is None else header.metadata
-        told = told_expert(metadata.get("expert", "")) or told_expert(file.stem)
+        told = told_by(metadata, file)
         if flavour.boundary is not None and told not in (None, expert):
             findings.problem(
                 place,

@@ -20,7 +20,7 @@ from simplewan.models.lora.formats import DIFFUSERS, ORIGINAL
 from simplewan.models.lora.read import ADAPTER_METADATA, LoraFile, examine_file, some
 from simplewan.models.lora.skeleton import Sizes, shapes_told, sizes_of
 from simplewan.models.lora.verify import read_as_diffusers
-from simplewan.recognition import told_expert
+from simplewan.recognition import told_by, told_expert
 
 DEAD, NOT_FINITE, MISFIT = "no effect", "not finite", "does not fit"
 LOADS, PARTLY, WEAKER, NOT = "loads", "loads in part", "loads, strength is wrong", "does not load"
@@ -128,7 +128,7 @@ def diagnose(path: Path) -> Diagnosis:
     sizes = sizes_of(file.changes)
     shapes = shapes_told(file.changes) if file.changes and (sizes.width or not file.unknown) else {}
     layers = tuple(_layer(change, shapes) for change in file.changes)
-    expert = told_expert(file.metadata.get("expert", "")) or told_expert(path.stem)
+    expert = told_by(file.metadata, path)
     return Diagnosis(
         path=path,
         format=describe_format(file),
