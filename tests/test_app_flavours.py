@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from tiny import save_tiny_model
 from simplewan.app.rendering import Turns
 from simplewan.cli import main
 from simplewan.mini.clips import write_dataset
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 LOW_FILE = "pytorch_lora_weights_low_noise.safetensors"
 
@@ -48,13 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from simplewan.objectives.distributions import Sampling, cdf
@@ -21,6 +19,8 @@ from simplewan.training.loop import LoopSettings, train
 from simplewan.training.roles import Role
 from simplewan.training.signals import SignalWatch
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 SAMPLINGS = (
     Sampling("uniform"),
     Sampling("sigmoid", sigmoid_scale=1.7),
@@ -30,13 +30,6 @@ SAMPLINGS = (
 )
 SHIFT = 3.0
 BOUNDS = {"high": (0.875, 1.0), "low": (0.0, 0.875)}
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def predict(latents: torch.Tensor, _timesteps: torch.Tensor, _batch: object) -> torch.Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from simplewan.events import Event, Metric
@@ -16,12 +14,7 @@ from simplewan.training.loop import LoopSettings, train
 from simplewan.training.roles import Role
 from simplewan.training.signals import SignalWatch
 
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 class Counting:
