@@ -19,8 +19,8 @@ from torch import Tensor
 
 from simplewan.flavours import Flavour
 from simplewan.mini.draw import Scene, caption, draw_frames
-from simplewan.models.adapters import attach_lora
-from simplewan.models.lora.read import read_lora
+from simplewan.models.lora.attach import attach_changes
+from simplewan.models.lora.read import read_file
 from simplewan.models.wan.conditioning import extra_channels, first_frame_condition, first_frame_latent
 from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_text_encoder, load_transformer, load_vae
@@ -188,10 +188,9 @@ def load_expert(settings: Settings, expert: str, lora: Path | None) -> torch.nn.
     """A transformer on the device, with its LoRA. Raises UserError, or ValueError where that does not fit."""
     transformer = load_transformer(settings.source, settings.flavour, expert, torch.float32)
     if lora is not None:
-        state, _ = read_lora(lora)
-        absent = attach_lora(transformer, state, scale=1.0, name="lora")
-        if absent:
-            raise ValueError(f"{lora}: {len(absent)} of its modules are not in the model (the first is {absent[0]})")
+        found = attach_changes(transformer, read_file(lora).changes, strength=1.0, name="lora")
+        if found.lost:
+            raise ValueError(f"{lora}: {found}")
     return transformer.to(torch.device(settings.device))
 
 

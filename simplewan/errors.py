@@ -15,6 +15,8 @@ EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+# As many of many names are told.
+LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,8 @@ def shorten(text: str, limit: int = 120) -> str:
         return text
     half = (limit - 3) // 2
     return f"{text[:half]}...{text[-half:]}"
+
+
+def some(names: Sequence[str], limit: int = LISTED) -> str:
+    """The first few of many names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -133,6 +133,10 @@ class Flavour:
         """The name without the expert that is trained: flavours that share it are of one model."""
         return self.name if self.stage is None else self.name.removesuffix(f"-{self.stage}")
 
+    def called(self, expert: str) -> str:
+        """An expert in words; the one transformer of a model without experts is called that."""
+        return "transformer" if self.boundary is None else f"{expert}-noise expert"
+
     def sigma_bounds(self, expert: str) -> tuple[float, float]:
         """The sigmas (0..1) on which `expert` is trained: its side of the boundary, or all."""
         if self.boundary is None:

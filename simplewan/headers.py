@@ -20,6 +20,15 @@ PICKLED = (".pth", ".pt", ".bin")
 WEIGHT_ENDINGS = (".safetensors", *PICKLED)
 # The length of a header that is none, but the first bytes of something else.
 _LONGEST_HEADER = 2**28
+# What is often taken for weights, by how it begins.
+_BEGINNINGS = {
+    b"PK\x03\x04": "as PyTorch's .pt files do",
+    b"GGUF": "as GGUF files do",
+    b"\x89PNG": "as PNG pictures do",
+    b"\xff\xd8\xff": "as JPEG pictures do",
+    b"version https://git-lfs": "as Git LFS's pointers do, which stand for a file that was not fetched",
+    b"<": "as web pages do",
+}
 
 
 class Info(NamedTuple):
@@ -44,7 +53,7 @@ class Header:
 def read_header(file: Path) -> Header | None:
     """The header of a weight file; None of one that cannot tell. Raises ValueError for a damaged file, OSError."""
     if file.suffix == ".safetensors":
-        return _read_safetensors(file)
+        return read_safetensors(file)
     if file.suffix not in PICKLED:
         return None
     if zipfile.is_zipfile(file):
@@ -99,21 +108,37 @@ def _indexed(index: Path) -> list[str]:
     return sorted(set(files.values()))
 
 
-def _read_safetensors(file: Path) -> Header:
+def read_safetensors(file: Path) -> Header:
+    """The header of a safetensors file, whatever its name. Raises ValueError, in people's words, and OSError."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise ValueError(f"{file.name} is no safetensors file, or not all of one ({size} bytes)")
+        start = stream.read(24)
+        length = int.from_bytes(start[:8], "little")
+        if size < 9 or length > _LONGEST_HEADER or start[8:9] != b"{":
+            raise ValueError(f"{file.name} is no safetensors file: it {_beginning(start)}")
+        if 8 + length > size:
+            raise ValueError(f"{file.name} is cut off: it has {size} bytes, and its header alone {8 + length}")
+        stream.seek(8)
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ValueError(f"{file.name} has a damaged header ({error})") from error
-    metadata = header.pop("__metadata__", {})
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if 8 + length + end > size:
-        raise ValueError(f"{file.name} is cut off: {size} of {8 + length + end} bytes")
-    return Header({key: Info(entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}, metadata)
+            metadata = header.pop("__metadata__", {})
+            tensors = {key: Info(entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file.name} is damaged: its header is no list of tensors") from error
+    if size < 8 + length + end:
+        raise ValueError(f"{file.name} is cut off: it has {size} bytes of {8 + length + end}")
+    return Header(tensors, metadata)
+
+
+def _beginning(start: bytes) -> str:
+    """How a file that is something else begins, for people."""
+    if not start:
+        return "is empty"
+    known = next((what for mark, what in _BEGINNINGS.items() if start.startswith(mark)), None)
+    text = start.decode("ascii", errors="replace").partition("\n")[0].strip()
+    words = f'"{text}"' if text.isascii() and text.isprintable() else f"the bytes {start[:8].hex(' ')}"
+    return f"begins with {words}" + (f", {known}" if known else "")
 
 
 _DTYPES = {
@@ -144,6 +169,13 @@ def _read_pickle(file: Path) -> Header | None:
         content = content["state_dict"]
     if not isinstance(content, dict):
         return None
+    if "param_groups" in content and isinstance(content.get("state"), dict):  # an optimizer's, a dict a parameter
+        content = {
+            f"state.{number}.{key}": value
+            for number, state in content["state"].items()
+            if isinstance(state, dict)
+            for key, value in state.items()
+        }
     return Header({str(key): value for key, value in content.items() if isinstance(value, Info)})
 
 

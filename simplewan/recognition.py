@@ -17,6 +17,16 @@ from typing import Any
 from simplewan.headers import WEIGHT_ENDINGS, Header, Info, read_header, read_headers, weight_files
 
 TRANSFORMER, VAE, TEXT_ENCODER, IMAGE_ENCODER, LORA = "transformer", "vae", "text_encoder", "image_encoder", "lora"
+OPTIMIZER = "optimizer"
+# What a kind is called, and where it belongs.
+KINDS = {
+    TRANSFORMER: ("a Wan transformer", "it belongs to pretrained_transformer_model_name_or_path"),
+    VAE: ("a Wan VAE", "it belongs to pretrained_vae_model_name_or_path"),
+    TEXT_ENCODER: ("a UMT5 text encoder", "it belongs to pretrained_t5_model_name_or_path"),
+    IMAGE_ENCODER: ("a CLIP image encoder", "it belongs to pretrained_image_encoder_model_name_or_path"),
+    LORA: ("a LoRA", "training starts from it with init_lora, `sample` puts it on with adapter"),
+    OPTIMIZER: ("the state of an optimizer", "it belongs to a checkpoint; a run goes on with resume_from_checkpoint"),
+}
 DIFFUSERS, ORIGINAL = "diffusers", "original"
 # What tools put before the names of a transformer's tensors; the longest first.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -198,6 +208,8 @@ def of_header(header: Header) -> Found | None:
     bare = Header({name: header.tensors[whole] for name, whole in names.items()}, header.metadata)
     if any(_is_lora(name) for name in header.tensors):
         return Found(LORA, ORIGINAL)
+    if any(name.endswith((".exp_avg", ".exp_avg_sq", ".momentum_buffer")) for name in header.tensors):
+        return Found(OPTIMIZER, ORIGINAL)
     quantised = _quantised(header.tensors)
     if "patch_embedding.weight" in bare.tensors and any(name.startswith("blocks.") for name in bare.tensors):
         return replace(_of_transformer(bare), quantised=quantised)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from lora_files import merged_by_hand, pairs, predict, spelled
-from originals import save_original_model, save_shards
+from lora_files import merged_by_hand, pairs, predict, spelled, wan_name
+from originals import fp8_scaled, original_transformer, save_original_model, save_shards
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_transformer
 
@@ -145,12 +145,12 @@ def test_a_merge_of_bf16_is_read_back_to_the_last_bit(
     assert merged("x.safetensors", "base=base") == 0
     load = merge_module._load
 
-    def faulty(tensor, changes, *, bias, dtype, progress):
-        value = load(tensor, changes, bias=bias, dtype=dtype, progress=progress)
+    def faulty(tensor, changes, *, dtype, progress):
+        value, bias = load(tensor, changes, dtype=dtype, progress=progress), tensor.key.endswith(".bias")
         if fault == "not applied" and changes and not bias:
             return tensor.read().to(dtype)
         if fault == "half" and changes and not bias:
-            return load(tensor, [change.times(0.5) for change in changes], bias=bias, dtype=dtype, progress=progress)
+            return load(tensor, [change.times(0.5) for change in changes], dtype=dtype, progress=progress)
         if fault == "bias" and changes and bias:
             return tensor.read().to(dtype)
         if fault == "other" and tensor.key == "blocks.1.attn2.to_out.0.bias":
@@ -194,7 +194,7 @@ def test_changes_without_a_place_are_left_out_when_asked(capfd: pytest.CaptureFi
     only = {key: value for key, value in tensors.items() if "img" in key}
     save_file(only, "image.safetensors")
     assert merged("image.safetensors", "base=base", "--drop", "--overwrite") == 2
-    assert "a place for nothing" in capfd.readouterr().err
+    assert "none of its 3 modules is in the base" in capfd.readouterr().err
 
 
 def test_a_bias_of_another_length_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
@@ -229,3 +229,123 @@ def test_overwriting_takes_nothing_but_what_a_merge_wrote(capfd: pytest.CaptureF
     Path("one.safetensors").mkdir()
     assert main([*again[:-3], "layout=original", "output=one.safetensors", "--overwrite"]) == 2
     assert "is a folder" in capfd.readouterr().err
+
+
+def another(layers: int, dim: int = 32) -> str:
+    save_file(spelled(pairs(tiny_transformer(layers=layers, dim=dim)), "universal"), f"{layers}x{dim}.safetensors")
+    return f"{layers}x{dim}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("layers", "dim", "blocks", "said"),
+    [
+        (4, 32, 2, "only 20 of its 40 modules are in the base, not blocks.2.attn1.to_k, "),
+        (2, 48, 2, "blocks.0.attn1.to_k is (48, 48), the base's is (32, 32)"),
+        (2, 32, 0, "none of its 20 modules is in the base, such as blocks.0.attn1.to_k, "),
+    ],
+)
+def test_a_lora_of_another_model_is_refused_and_both_are_named(
+    layers: int, dim: int, blocks: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_transformer(layers=blocks).save_pretrained("base")
+    assert merged(another(layers, dim), "base=base") == 2
+    error = capfd.readouterr().err
+    assert said in error and "Traceback" not in error
+    if blocks:
+        assert f"it is for a model of no published size ({dim} wide, at least {layers} blocks)" in error
+    assert f", the base is a model of no published size ({32 if blocks else '?'} wide, {blocks} blocks)" in error
+    assert nothing_there()
+
+
+def test_how_many_modules_were_merged_is_always_said(capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_transformer(layers=4).save_pretrained("base")
+    assert merged(another(4), "base=base") == 0
+    captured = capfd.readouterr()
+    assert captured.out.startswith("there/transformer: 40 of 40 modules") and "warning" not in captured.err
+    assert merged(another(2), "base=base", "--overwrite") == 0
+    captured = capfd.readouterr()
+    assert captured.out.startswith("there/transformer: 20 of 20 modules")
+    assert "2x32.safetensors changes nothing behind block 1, and the base has 4 blocks" in captured.err
+    assert merged(another(6), "base=base", "--overwrite", "--drop", "--json") == 0
+    captured = capfd.readouterr()
+    (record,) = json.loads(captured.out)
+    assert (record["modules"], record["modules_of_source"]) == (40, 60)
+    assert "only 40 of its 60 modules" in captured.err
+
+
+def test_files_for_another_flavour_than_the_one_named_are_warned_of(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lora("x", model_flavour="t2v-mini-low", expert="low_noise")
+    assert merged("x.safetensors", f"base={model}", "model_flavour=t2v-mini") == 0
+    assert "trained for" not in capfd.readouterr().err
+    assert merged("x.safetensors", f"base={model}", "model_flavour=t2v-a14b-2.2", "--overwrite") == 0
+    assert "was trained for t2v-mini-low, and is put on t2v-a14b-2.2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("metadata", [{}, {"model_flavour": "t2v-mini"}])
+def test_how_a_base_is_named_is_told(metadata: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x_high_noise", **metadata)
+    assert merged("x_high_noise.safetensors") == 2
+    said = capfd.readouterr().err
+    assert "example=mini, env=NAME or --config FILE" in said
+    assert ("base=PLACE" in said) != bool(metadata)
+
+
+@pytest.mark.parametrize("kind", ["plain", "scale_weight", "weight_scale", "shards"])
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_an_fp8_base_is_taken_for_what_it_stands_for(kind: str, layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+    state = original_transformer(tiny_transformer(dim=128, heads=1))
+    found = pairs(tiny_transformer(dim=128, heads=1))
+    save_file(spelled(found, "universal"), "x.safetensors")
+    if kind == "plain":
+        stored = {key: value.to(torch.float8_e4m3fn) if value.ndim == 2 else value for key, value in state.items()}
+        meant = {key: value.float() for key, value in stored.items()}
+    else:
+        suffix = "scale_weight" if kind == "shards" else kind
+        stored = fp8_scaled(state, marker=suffix == "scale_weight", suffix=suffix)
+        meant = {
+            key: stored[key].float() * stored.get(f"{key.removesuffix('.weight')}.{suffix}", torch.tensor(1.0))
+            for key in state
+        }
+    base = Path("base.safetensors")
+    if kind == "shards":  # the scales in another file than the weights
+        base = Path("base")
+        base.mkdir()
+        scales = {key: value for key, value in stored.items() if "scale" in key}
+        rest = {key: value for key, value in stored.items() if key not in scales}
+        for number, tensors in enumerate((rest, scales), start=1):
+            save_file(tensors, base / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors")
+    else:
+        save_file(stored, base)
+    assert merged("x.safetensors", f"base={base}", f"layout={layout}") == 0
+    captured = capfd.readouterr()
+    assert "20 of 20 modules" in captured.out
+    assert f"{base} holds weights in fp8: they are written in bf16" in captured.err
+    if layout == "original":
+        written = load_file("there/x_merged.safetensors")
+        assert written.keys() == state.keys()
+        changed = {f"{wan_name(module)}.weight": up @ down for module, (down, up) in found.items()}
+        for key, value in written.items():
+            expected = meant[key] + changed.get(key, 0)
+            assert value.dtype == (torch.bfloat16 if stored[key].dtype == torch.float8_e4m3fn else torch.float32)
+            torch.testing.assert_close(value.float(), expected, rtol=2**-8, atol=1e-6)
+    else:
+        whole = WanTransformer3DModel.from_pretrained("there/transformer").state_dict()
+        torch.testing.assert_close(
+            whole["blocks.1.attn1.to_k.weight"].float(),
+            meant["blocks.1.self_attn.k.weight"] + found["blocks.1.attn1.to_k"][1] @ found["blocks.1.attn1.to_k"][0],
+            rtol=2**-8,
+            atol=1e-6,
+        )
+    assert merged("x.safetensors", f"base={base}", f"layout={layout}", "dtype=fp32", "--overwrite") == 0
+    assert "written in fp32" in capfd.readouterr().err
+
+
+def test_numbers_that_nobody_here_reads_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x")
+    tensors = original_transformer(tiny_transformer())
+    tensors["blocks.0.self_attn.q.weight"] = tensors["blocks.0.self_attn.q.weight"].to(torch.int8)
+    save_file(tensors, "base.safetensors")
+    assert merged("x.safetensors", "base=base.safetensors") == 2
+    assert "self_attn.q.weight is stored as I8: merge into bf16, fp16, fp32 or fp8 weights" in capfd.readouterr().err

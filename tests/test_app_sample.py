@@ -518,10 +518,10 @@ def wider(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "wanted"),
     [
-        (other_keys, "not one of its 1 modules is in the model"),
-        (wider, "has shapes"),
+        (other_keys, "none of its 1 modules is in the base"),
+        (wider, "the base is a model of no published size (32 wide"),
         (no_lora, "is no LoRA of a Wan transformer"),
-        (no_safetensors, "cannot be read as safetensors"),
+        (no_safetensors, 'is no safetensors file: it begins with "hello"'),
     ],
 )
 def test_a_lora_that_does_not_fit_is_refused(

@@ -158,7 +158,7 @@ def test_loras_change_their_own_expert(settings: Settings, tmp_path: Path) -> No
     assert (plain != high).any()
     assert (plain == low).all()
     save_file({f"{key}.lora_A.weight": down[:, :9].clone(), f"{key}.lora_B.weight": up}, file)
-    with pytest.raises(ValueError, match="has shapes"):
+    with pytest.raises(ValueError, match="the base is a model of no published size"):
         load_expert(settings, HIGH, file)
     other = key.replace("blocks.0", "blocks.9")
     save_file(
@@ -169,7 +169,7 @@ def test_loras_change_their_own_expert(settings: Settings, tmp_path: Path) -> No
         },
         file,
     )
-    with pytest.raises(ValueError, match="1 of its modules are not in the model"):
+    with pytest.raises(ValueError, match="modules are in the base, not "):
         load_expert(settings, HIGH, file)
 
 

@@ -35,6 +35,7 @@ LYCORIS = {
     "full": ("full", {}),
 }
 CLOSE = 2e-6  # sums in another order, float32
+PAIR = {"down": torch.ones(4, 32), "up": torch.ones(32, 4)}
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path:
@@ -44,7 +45,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Path
 
 def acting(changes, *, strength: float = 1.0) -> torch.Tensor:
     transformer = tiny_transformer()
-    assert attach_changes(transformer, changes, strength=strength, name="x") == ()
+    assert attach_changes(transformer, changes, strength=strength, name="x").lost == ()
     return predict(transformer)
 
 
@@ -148,11 +149,17 @@ def test_what_the_model_has_no_place_for_is_told_or_refused() -> None:
     q = Change("blocks.0.attn1.to_q", WHOLE, {"diff": torch.ones(32, 32)})
     absent = [Change(f"blocks.0.{name}", WHOLE, {"diff": torch.ones(32)}) for name in ("norm1", "attn2.norm_added_k")]
     absent.append(Change("condition_embedder.image_embedder.pos_embed", WHOLE, {"diff": torch.ones(1, 2, 3)}))
-    assert set(attach_changes(transformer, [q, *absent], strength=1.0, name="x")) == {each.module for each in absent}
+    found = attach_changes(transformer, [q, *absent], strength=1.0, name="x")
+    assert (found.kept, found.lost) == ((q,), tuple(each.module for each in absent))
+    assert "only 1 of its 4 modules are in the base, not blocks.0.norm1, " in str(found)
     for change, why in (
-        (Change("blocks.0.attn1.norm_q", WHOLE, {}, bias=torch.ones(32)), "the model's has none"),
-        (replace(q, bias=torch.ones(31)), r"is \(31,\), the model's is \(32,\)"),
-        (Change("blocks.0.ffn.net.0.proj", WHOLE, {"diff": torch.ones(32, 64)}), r"the model's is \(64, 32\)"),
+        (
+            Change("blocks.0.attn1.norm_q", WHOLE, {}, bias=torch.ones(32)),
+            r"none of its 1 modules .* such as blocks\.0\.attn1\.norm_q\.bias",
+        ),
+        (replace(q, bias=torch.ones(31)), r"is \(31,\), the base's is \(32,\)"),
+        (Change("blocks.0.ffn.net.0.proj", WHOLE, {"diff": torch.ones(32, 64)}), r"the base's is \(64, 32\)"),
+        (Change("blocks.0.attn1.to_q", LORA, {**PAIR}, dora=torch.ones(31, 1)), r"dora_scale .* is \(31, 1\)"),
     ):
         with pytest.raises(ValueError, match=why):
             attach_changes(tiny_transformer(), [change], strength=1.0, name="x")
@@ -340,7 +347,7 @@ def test_what_has_no_place_in_the_model_is_refused(tmp_path: Path) -> None:
         export(changes, "universal", tmp_path / "x.safetensors")
     wide = pairs(tiny_transformer(dim=48))
     changes = read_file(write(tmp_path / "w.safetensors", spelled(wide, "kohya"))).changes
-    with pytest.raises(ValueError, match="the model's is"):
+    with pytest.raises(ValueError, match="the base's is"):
         export(changes, "universal", tmp_path / "x.safetensors")
 
 

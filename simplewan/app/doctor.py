@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simplewan.app.lora_files import find_loras
+from simplewan.app.lora_files import find_loras, read_all
 from simplewan.models.lora.doctor import Diagnosis, Layer, diagnose
 from simplewan.reporting.quiet import quiet_loading_bars
 
@@ -29,14 +29,15 @@ _OTHERS = "others"
 
 
 def doctor(places: Sequence[Path]) -> list[Diagnosis]:
-    """Examine the files, and those in the folders. Raises UserError for what is not there or no safetensors file."""
+    """Examine the files, and those in the folders. Raises UserError with all that are not there, or no LoRAs."""
     quiet_loading_bars()
-    return [diagnose(path) for path in find_loras(places)]
+    return read_all(find_loras(places), diagnose)
 
 
 def page(found: Diagnosis, *, layers: bool = False) -> str:
     """What people read; with `layers` every layer too, not only those with a flag."""
-    lines = [f"{found.path}", f"  {'healthy' if found.healthy else 'SICK'}"]
+    state = "healthy" if found.healthy else "SICK" if found.trained else "NOT TRAINED"
+    lines = [f"{found.path}", f"  {state}"]
     lines += [f"  ! {fault}" for fault in found.faults]
     facts = {
         "format": found.format,
@@ -55,7 +56,7 @@ def page(found: Diagnosis, *, layers: bool = False) -> str:
             lines.append(f"    {verdict.tool:<11}{verdict.outcome}{': ' if verdict.reason else ''}{verdict.reason}")
     if found.layers:
         lines += ["  norm of the change by block", *(f"    {row}" for row in norm_table(found.layers))]
-    shown = [layer for layer in found.layers if layers or layer.flag]
+    shown = [layer for layer in found.layers if layers or (layer.flag and found.trained)]
     if shown:
         lines += ["  layers", *(f"    {_line(layer)}" for layer in shown)]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from simplewan.data.atomic import atomic_folder
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_state, cast_for_saving
+from simplewan.models.lora.change import UNTRAINED
 from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.options.experts import adapter_of
 
@@ -55,7 +56,8 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
     except ValueError as error:
         raise TrainingFailure(f"the LoRA of step {step} was not written: {error}") from error
     if announce:
-        context.say(str(report), warning=report.zero_modules > 0)
+        said = f"{path.name}: the {flavour.called(expert.name)} {UNTRAINED}" if report.untrained else str(report)
+        context.say(said, warning=report.zero_modules > 0)
     return path
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from simplewan.app.lora_files import find_loras, without_expert
+from simplewan.app.context import DTYPES
+from simplewan.app.lora_files import find_loras, read_all, without_expert
 from simplewan.app.targets import check_targets
 from simplewan.data.atomic import atomic_path
-from simplewan.errors import Problem, UserError, shorten
+from simplewan.errors import Problem, UserError, shorten, some
 from simplewan.events import Emit, Notice
 from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, HIGH, Flavour, find_flavour
 from simplewan.models.lora.approximate import as_lora
-from simplewan.models.lora.change import Change
+from simplewan.models.lora.change import UNTRAINED, Change, untrained
 from simplewan.models.lora.doctor import LOADS, verdicts
 from simplewan.models.lora.formats import CONVENTIONS
-from simplewan.models.lora.read import LoraFile, examine_file, read_file, some
+from simplewan.models.lora.read import LoraFile, examine_file, read_file
 from simplewan.models.lora.skeleton import Shapes, shapes_of, shapes_told
 from simplewan.models.lora.verify import read_as_diffusers, verify_export
 from simplewan.models.lora.write import describe, fitted, tensors_of, write_tensors
@@ -28,7 +30,6 @@ from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import ModelSource, Source, part_path, source
 from simplewan.recognition import told_by
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FOLDER = "export"
 # The tools that a format is for, by the names that the doctor gives them.
 _READERS = {
@@ -76,23 +77,24 @@ class Ready:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and read back."""
+    """A file that was written and read back: `modules` of the `modules_of_source` that the source changes."""
 
     source: str
     path: str
     format: str
     expert: str | None
     modules: int
+    modules_of_source: int
     errors: dict[str, float]
 
     def __str__(self) -> str:
         which = f", {self.expert}-noise expert" if self.expert else ""
-        return f"{self.path}: {self.modules} modules{which}, read back and equal"
+        return f"{self.path}: {self.modules} of {self.modules_of_source} modules{which}, read back and equal"
 
 
 def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     """Read all files and do what was asked to their changes. Raises UserError."""
-    files = [read_file(path, drop=request.drop) for path in find_loras(request.places)]
+    files = read_all(find_loras(request.places), partial(read_file, drop=request.drop))
     fix = "leave expert= out, or name the files that are meant"
     problems = [
         Problem(str(file), f"contradicts the file, which is for {told} noise", "expert", request.expert, fix)
@@ -101,6 +103,9 @@ def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     ]
     if problems:
         raise UserError(*problems)
+    for file in files:
+        if untrained(file.changes):
+            emit(Notice(f"{file} {UNTRAINED}", severity="warning"))
     return [_ready(file, request, emit=emit) for file in files]
 
 
@@ -151,19 +156,17 @@ def _approximate(changes: Sequence[Change], rank: int) -> tuple[list[Change], di
 def export(request: Request, *, emit: Emit) -> list[Exported]:
     """Write every file in the format `request.to`, read it back with an independent map, and tell. Raises UserError."""
     ready = ready_files(request, emit=emit)
-    targets = [_target(each, request) for each in ready]
+    targets = [named_file(request.output or each.file.path.parent / FOLDER, each, request) for each in ready]
     check_targets(targets, [each.file.path for each in ready], overwrite=request.overwrite)
     return [_export(each, target, request, emit=emit) for each, target in zip(ready, targets, strict=True)]
 
 
-def _target(ready: Ready, request: Request) -> Path:
-    """The file that is written: named, or in a folder by its own name, the format and the expert."""
-    output = request.output
-    if output is not None and output.suffix == ".safetensors":
+def named_file(output: Path, ready: Ready, request: Request) -> Path:
+    """`output` if it names a file, else one in that folder by the source's name, the format and the expert."""
+    if output.suffix == ".safetensors":
         return output
     ending = f"_{ready.expert}_noise" if ready.expert else ""
-    name = f"{without_expert(ready.file.path.stem)}_{request.to}{ending}.safetensors"
-    return (output or ready.file.path.parent / FOLDER) / name
+    return output / f"{without_expert(ready.file.path.stem)}_{request.to}{ending}.safetensors"
 
 
 def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Exported:
@@ -194,7 +197,9 @@ def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Expo
         message = f"was not exported to {request.to}: {error}"
         fix = "`simpletuner lora doctor` shows what is in it"
         raise UserError(Problem(str(ready.file), message, fix=fix)) from error
-    return Exported(str(ready.file), str(target), request.to, ready.expert, len(changes), ready.errors)
+    return Exported(
+        str(ready.file), str(target), request.to, ready.expert, len(changes), len(ready.file.changes), ready.errors
+    )
 
 
 def _unsaid(file: LoraFile, lost: Sequence[str], to: str) -> Problem:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from simplewan.data.buckets import Size, SizeRule, make_clip
 from simplewan.data.captions import stem
-from simplewan.data.notices import some
 from simplewan.data.samples import Sample, Scan
+from simplewan.errors import some
 
 
 def own_first_frame(sample: Sample) -> Sample:

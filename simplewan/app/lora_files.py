@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from simplewan.checkpoints import CheckpointStore
 from simplewan.errors import Problem, UserError
+from simplewan.flavours import Flavour, other_model
+from simplewan.models.lora.read import LoraFile
+from simplewan.recognition import told_expert
 
+_Read = TypeVar("_Read")
+# What to do about a file that is of another model than the base.
+FIT_FIX = "name the base that the file is for; `simpletuner lora doctor` tells which that is"
 LORA_FILES = "pytorch_lora_weights*.safetensors"
 _EXPERT_ENDING = re.compile(r"[^A-Za-z0-9]?(high|low)[^A-Za-z0-9]?noise$", re.IGNORECASE)
 
@@ -27,6 +34,33 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
     if problems:
         raise UserError(*problems)
     return list(dict.fromkeys(found))
+
+
+def read_all(files: Iterable[Path], read: Callable[[Path], _Read]) -> list[_Read]:
+    """What `read` makes of each file. Raises UserError with the problems of all."""
+    problems: list[Problem] = []
+    found = []
+    for file in files:
+        try:
+            found.append(read(file))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def doubt(lora: LoraFile, expert: str | None, flavour: Flavour) -> str | None:
+    """What to say of a file whose metadata speak of another model, or of the other expert; None if they do not."""
+    made_for = told_expert(lora.metadata.get("expert", ""))
+    doubts = []
+    if (other := other_model(lora.metadata, flavour)) is not None:
+        doubts.append(f"for {other.name}, and is put on {flavour.name}")
+    if made_for is not None and flavour.boundary is not None and made_for != expert:
+        doubts.append(f"for the {made_for}-noise expert, and is put on the {expert}-noise one")
+    if made_for is not None and flavour.boundary is None and other is None:
+        doubts.append(f"for the {made_for}-noise expert, and is put on {flavour.name}, which has one expert")
+    return f"{lora} was trained {'; '.join(doubts)}" if doubts else None
 
 
 def loras_in(folder: Path) -> list[Path]:

@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from simplewan.app.exporting import (
-    DTYPES,
-    Exported,
-    Ready,
-    Request,
-    base_configs,
-    base_place,
-    export,
-    ready_files,
-)
-from simplewan.app.lora_files import without_expert
+from simplewan.app.context import DTYPES
+from simplewan.app.exporting import Exported, Ready, Request, base_configs, base_place, export, named_file, ready_files
+from simplewan.app.lora_files import FIT_FIX, doubt
 from simplewan.app.targets import MERGED_FROM, check_targets
-from simplewan.errors import Problem, UserError, shorten
+from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Emitter, Notice, Progress, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
-from simplewan.models.lora.change import Change
-from simplewan.models.lora.merge import Base, merge_files, open_base, without_place
-from simplewan.models.lora.read import some
+from simplewan.models.lora.fit import Fit, Misfit, fit
+from simplewan.models.lora.merge import merge_files, open_base
 from simplewan.models.wan.original import described_config
-from simplewan.models.wan.sources import Source, part_path
+from simplewan.models.wan.sources import NAME_CONFIGURATION, Source, part_path
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.recognition import part_in
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 
 MERGED = "merged"
-_BASE_FIX = "name the base: base=PLACE, a folder in diffusers' layout or Wan's own, or a .safetensors file"
+_BASE_FIX = (
+    "name the base with base=PLACE: a folder in diffusers' layout or Wan's own, or a .safetensors file; or with the "
+    f"options of the model, {NAME_CONFIGURATION}"
+)
 
 
 def merge(request: Request, *, emit: Emit) -> list[Exported]:
@@ -88,10 +82,7 @@ def _target(request: Request, ready: Ready) -> Path:
     output = request.output or ready.file.path.parent / MERGED
     if not request.original:
         return output / EXPERT_SUBFOLDER[ready.expert or HIGH]
-    if output.suffix == ".safetensors":
-        return output
-    ending = f"_{ready.expert}_noise" if ready.expert else ""
-    return output / f"{without_expert(ready.file.path.stem)}_merged{ending}.safetensors"
+    return named_file(output, ready, request)
 
 
 def _merge(group: list[Ready], place: Source, path: Path, target: Path, request: Request, *, emit: Emit) -> Exported:
@@ -101,12 +92,15 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
     emit(Stage("merge", f"Merging {names} into {place.name}"))
     try:
         base = open_base(path)
-        changes = [change for each in group for change in each.changes]
-        if request.drop:
-            changes = _with_place(base, changes, names, emit=emit)
-        merged = merge_files(
+        found = fit([change for each in group for change in each.changes], base.shapes)
+        if found.lost and not request.drop:
+            raise Misfit(f"{found}; --drop leaves out what the base has no place for")
+        _announce(group, names, found, request, emit=emit)
+        if base.is_fp8:
+            emit(Notice(f"{path} holds weights in fp8: they are written in {request.dtype or 'bf16'}"))
+        merge_files(
             base,
-            changes,
+            found.kept,
             target,
             config=None if request.original else described_config(path, configs=base_configs(request, place)),
             dtype=None if request.dtype is None else DTYPES[request.dtype],
@@ -114,21 +108,21 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
             progress=_counting(2 * len(base.tensors), label, emit),
         )
     except ValueError as error:
-        fix = "the file and the base must be of one model; `simpletuner lora doctor` tells which a file is for"
+        fix = FIT_FIX if isinstance(error, Misfit) else None
         raise UserError(Problem(names, f"was not merged into {path}: {error}", fix=fix)) from error
     errors = {module: error for each in group for module, error in each.errors.items()}
-    return Exported(names, str(target), "merged", first.expert, merged.modules, errors)
+    return Exported(names, str(target), MERGED, first.expert, found.kept_modules, found.modules, errors)
 
 
-def _with_place(base: Base, changes: list[Change], names: str, *, emit: Emit) -> list[Change]:
-    """What the base has a place for; what is left out is told by name. Raises ValueError when nothing is left."""
-    kept, lost = without_place(base, changes)
-    if not kept:
-        raise ValueError(f"the base has a place for nothing of it, such as {some(lost)}")
-    if lost:
-        text = f"{names}: left out, the base has no place for it: {shorten(some(lost), 300)}"
-        emit(Notice(text, severity="warning"))
-    return kept
+def _announce(group: list[Ready], names: str, found: Fit, request: Request, *, emit: Emit) -> None:
+    """Warn of what is left out, and of files whose metadata speak of another model."""
+    if found.lost:
+        emit(Notice(f"{names} is merged in part, the rest is left out: {found}", severity="warning"))
+    if found.shallow is not None:
+        emit(Notice(f"{names} {found.shallow}", severity="warning"))
+    for each in group:
+        if request.flavour is not None and (told := doubt(each.file, each.expert, request.flavour)) is not None:
+            emit(Notice(told, severity="warning"))
 
 
 def _counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:

@@ -23,9 +23,8 @@ from simplewan.data.buckets import Clip as Cut
 from simplewan.data.buckets import Size
 from simplewan.data.loading import load_clip
 from simplewan.data.media import MediaError, probe
-from simplewan.data.notices import some
 from simplewan.data.samples import Sample
-from simplewan.errors import Problem, UserError
+from simplewan.errors import Problem, UserError, some
 from simplewan.flavours import Flavour
 from simplewan.validation.prompts import Prompt
 from simplewan.validation.runner import Clip, FirstFrame, RenderSettings

@@ -18,9 +18,8 @@ from simplewan.app.rendering import render_settings
 from simplewan.app.validating import collect, rendering_experts, without_pictures
 from simplewan.data.captions import stem
 from simplewan.data.media import MediaError
-from simplewan.data.notices import some
 from simplewan.data.samples import Sample
-from simplewan.errors import Problem, UserError
+from simplewan.errors import Problem, UserError, some
 from simplewan.validation.prompts import Prompt, unique_prompts
 
 USING = "validation_using_datasets"

@@ -316,8 +316,7 @@ def announce(
         strength = f", strength {scale:g}" if own.loras and scale != 1 else ""
         place = source(context.options.model, context.flavour, EXPERT_SUBFOLDER[name])
         what = f"{own}{strength}" if str(own) else f"{place.part} of {place.name}, nothing added"
-        who = "transformer" if context.flavour.boundary is None else f"{name}-noise expert"
-        context.say(f"{who}, {steps.get(name, 0)} of {len(used)} steps: {what}")
+        context.say(f"{context.flavour.called(name)}, {steps.get(name, 0)} of {len(used)} steps: {what}")
     if scale != 1 and not any(each.loras for each in weights.values()):
         context.say(f"adapter_scale = {scale:g} has no effect: there is no LoRA", warning=True)
     if expert_note(context, settings) is not None:

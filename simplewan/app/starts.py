@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from simplewan.errors import Problem, UserError
+from simplewan.errors import Problem, UserError, some
 from simplewan.flavours import Flavour
 from simplewan.models.adapters import (
     PRESETS,
@@ -22,7 +22,7 @@ from simplewan.models.adapters import (
     load_adapter_state,
     matched_modules,
 )
-from simplewan.models.lora.read import read_lora, some
+from simplewan.models.lora.read import read_lora
 from simplewan.models.lora.skeleton import empty_model
 from simplewan.models.wan.loading import transformer_configuration
 from simplewan.options import Options

@@ -7,7 +7,7 @@ from simplewan.app.gathering import Gathered
 from simplewan.app.roles import boundary, make_objective, sigma_bounds
 from simplewan.app.validating import count_shifts
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
+from simplewan.flavours import HIGH, LOW
 from simplewan.objectives.flow import share_within
 from simplewan.plan import TrainingTurns
 
@@ -53,7 +53,7 @@ def announce_turns(context: Context, turns: TrainingTurns, steps: dict[str, int]
     context.say(f"experts: {each} ({wanted}, {turns.run_steps} in a row)")
     for name in (name for name, count in steps.items() if not count):
         context.say(
-            f"{EXPERT_SUBFOLDER[name]} takes no step: the run is too short for its share; a smaller expert_run_steps, "
-            "expert_share or more steps give it some",
+            f"the {context.flavour.called(name)} takes no step: the run is too short for its share; a smaller "
+            "expert_run_steps, expert_share or more steps give it some",
             warning=True,
         )

@@ -18,7 +18,7 @@ from simplewan.app.idle import IdleExperts
 from simplewan.app.pictures import Rendering, first_frames
 from simplewan.app.rendering import Decoder, Load, Turns, at_hand, expert_note
 from simplewan.app.roles import Expert, boundary, load_base, make_objective
-from simplewan.data.notices import some
+from simplewan.errors import some
 from simplewan.events import PictureDrawn
 from simplewan.models.wan.loading import locate_transformer
 from simplewan.objectives.supervised import SupervisedFlowMatching

@@ -10,25 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplewan.app.context import Context
-from simplewan.app.lora_files import LORA_FILES, name_a_checkpoint
+from simplewan.app.lora_files import FIT_FIX, LORA_FILES, doubt, loras_in, name_a_checkpoint, read_all
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
-from simplewan.flavours import EXPERT_SUBFOLDER, Flavour, other_model
+from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
 from simplewan.models.lora.attach import attach_changes
-from simplewan.models.lora.read import LoraFile, read_file
+from simplewan.models.lora.change import UNTRAINED, untrained
+from simplewan.models.lora.fit import Misfit
+from simplewan.models.lora.read import LoraFile, lora_metadata_of, read_file
 from simplewan.models.lora.write import lora_file_name
 from simplewan.models.wan.loading import load_transformer
 from simplewan.options.groups.model import ModelOptions
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.recognition import told_by, told_expert
+from simplewan.recognition import told_by
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _final(output: Path, flavour: Flavour, expert: str, *, full: bool) -> Weight
     file = output / lora_file_name(flavour, expert)
     if not file.is_file():
         return None
-    recorded = _metadata(file).get("step", "")
+    recorded = lora_metadata_of(file).get("step", "")
     return Weights(loras=(_read_lora(file),), step=int(recorded) if recorded.isdecimal() else step)
 
 
@@ -136,7 +137,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
     loras: dict[str, list[Path]] = {expert: [] for expert in flavour.experts}
     for key, paths in named.items():
         for path in paths:
-            files = _loras_in(path, key) if path.is_dir() else [path]
+            files = _meant(loras_in(path), key) if path.is_dir() else [path]
             if not files:
                 problems.append(
                     Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), name_a_checkpoint(path))
@@ -155,19 +156,29 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
                     )
                 else:
                     loras[expert].append(file)
-                    if (doubt := _doubt(file, expert, flavour)) is not None:
-                        emit(Notice(doubt, severity="warning"))
     if problems:
         raise UserError(*problems)
-    return {expert: Weights(loras=tuple(read_file(file) for file in files)) for expert, files in loras.items() if files}
+    return {
+        expert: Weights(loras=tuple(_checked(lora, expert, flavour, emit=emit) for lora in read_all(files, read_file)))
+        for expert, files in loras.items()
+        if files
+    }
 
 
-def _loras_in(folder: Path, key: str) -> list[Path]:
-    """The LoRAs in a folder; where an expert is named, without those that tell that they are the other's."""
-    files = sorted(folder.glob(LORA_FILES))
+def _checked(lora: LoraFile, expert: str, flavour: Flavour, *, emit: Emit) -> LoraFile:
+    """The file; warns of one that is as training begins with it, or for another model or expert."""
+    if untrained(lora.changes):
+        emit(Notice(f"{lora} {UNTRAINED}", severity="warning"))
+    if (told := doubt(lora, expert, flavour)) is not None:
+        emit(Notice(told, severity="warning"))
+    return lora
+
+
+def _meant(files: Sequence[Path], key: str) -> Sequence[Path]:
+    """The files of a folder; where an expert is named, without those that tell that they are the other's."""
     if key == "adapter":
         return files
-    return [file for file in files if told_by(_metadata(file), file) in (None, key.removeprefix("adapter_"))]
+    return [file for file in files if told_by(lora_metadata_of(file), file) in (None, key.removeprefix("adapter_"))]
 
 
 def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
@@ -175,30 +186,7 @@ def _expert_of(file: Path, key: str, flavour: Flavour) -> str | None:
         return key.removeprefix("adapter_")
     if flavour.boundary is None:
         return flavour.trained_experts[0]
-    return told_by(_metadata(file), file)
-
-
-def _doubt(file: Path, expert: str, flavour: Flavour) -> str | None:
-    """What to say of a LoRA whose metadata speak of another model, or of the other expert; None if they do not."""
-    metadata = _metadata(file)
-    made_for = told_expert(metadata.get("expert", ""))
-    doubts = []
-    if (other := other_model(metadata, flavour)) is not None:
-        doubts.append(f"for {other.name}, and is put on {flavour.name}")
-    if made_for is not None and flavour.boundary is not None and made_for != expert:
-        doubts.append(f"for the {made_for}-noise expert, and is put on the {expert}-noise one")
-    if made_for is not None and flavour.boundary is None and other is None:
-        doubts.append(f"for the {made_for}-noise expert, and is put on {flavour.name}, which has one expert")
-    return f"{file} was trained {'; '.join(doubts)}" if doubts else None
-
-
-def _metadata(file: Path) -> Mapping[str, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        fix = "name a LoRA in a .safetensors file"
-        raise UserError(Problem(str(file), f"cannot be read as safetensors ({error})", fix=fix)) from error
+    return told_by(lora_metadata_of(file), file)
 
 
 def load_weighted(context: Context, name: str, weights: Weights, *, scale: float) -> Expert:
@@ -220,10 +208,13 @@ def load_weighted(context: Context, name: str, weights: Weights, *, scale: float
 
 def _attach(context: Context, expert: Expert, lora: LoraFile, *, scale: float, adapter_name: str) -> None:
     try:
-        absent = attach_changes(expert.transformer, lora.changes, strength=scale, name=adapter_name)
+        found = attach_changes(expert.transformer, lora.changes, strength=scale, name=adapter_name)
+    except Misfit as error:
+        raise UserError(Problem(str(lora), f"does not fit: {error}", fix=FIT_FIX)) from error
     except ValueError as error:
-        fix = f"it was made for another model than {context.flavour.name}, or is no LoRA of a Wan transformer"
-        raise UserError(Problem(str(lora), f"does not fit: {error}", fix=fix)) from error
-    if absent:
-        message = f"{lora}: {len(absent)} of its modules are not in the model and have no effect ({absent[0]} ...)"
-        context.say(message, warning=True)
+        fix = "leave adapter_scale out, or merge the file into the base: simpletuner export FILE --to merged"
+        raise UserError(Problem(str(lora), str(error), fix=fix)) from error
+    if found.lost:
+        context.say(f"{lora} acts in part: {found}", warning=True)
+    if found.shallow is not None:
+        context.say(f"{lora} {found.shallow}", warning=True)

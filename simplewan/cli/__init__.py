@@ -6,14 +6,14 @@ loaded with it, and not before. No argparse: `key=value`, flags without values a
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from simplewan import __version__
+from simplewan.cli.commands import answered
 from simplewan.errors import EXIT_DONE, EXIT_SIGINT, EXIT_USER_ERROR, UserError
-from simplewan.reporting.quiet import silence
+from simplewan.reporting.quiet import settle_environment, silence
 
 USAGE = """usage: simpletuner COMMAND [ARGUMENT ...]
 
@@ -39,20 +39,14 @@ Start with: simpletuner train example=mini"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 2 a user's mistake, 130 and 143 interrupted, 1 anything else)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(USAGE)
-        return EXIT_DONE
-    if arguments[0] == "--version":
+    if arguments[:1] == ["--version"]:
         print(f"simplewan {__version__}")
         return EXIT_DONE
-    command = COMMANDS.get(arguments[0])
-    if command is None:
-        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(COMMANDS)}"
-        print(f'simpletuner: there is no command "{arguments[0]}"; {hint}', file=sys.stderr)
-        return EXIT_USER_ERROR
+    if (code := answered(arguments, COMMANDS, usage=USAGE)) is not None:
+        return code
+    settle_environment(os.environ)  # before any command can load torch, an example's preparation included
     try:
-        return command(arguments[1:])
+        return COMMANDS[arguments[0]](arguments[1:])
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR

@@ -6,6 +6,8 @@ the same. Unknown keys are passed on: the loader answers them together with ever
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -39,6 +41,38 @@ class Arguments:
     words: list[str] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def value(self, key: str) -> str | None:
+        """The value of an own argument; the last one counts."""
+        return self.own.get(key, [None])[-1]
+
+    def number(self, key: str, *, fix: str) -> float | None:
+        """An own argument that is a finite number; a problem when it is none."""
+        value = self.value(key)
+        with contextlib.suppress(ValueError):
+            if value is None or math.isfinite(float(value)):
+                return None if value is None else float(value)
+        self.problems.append(Problem(COMMAND_LINE, "is not a number", key, value, fix))
+        return None
+
+    def whole_number(self, key: str, *, minimum: int, fix: str) -> int | None:
+        """An own argument that counts something; a problem when it is no whole number, or less than `minimum`."""
+        value = self.value(key)
+        if value is None or (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) >= minimum):
+            return None if value is None else int(value)
+        message = "is not a whole number" + (f" of {minimum} or more" if minimum else "")
+        self.problems.append(Problem(COMMAND_LINE, message, key, value, fix))
+        return None
+
+    def choice(self, key: str, choices: Sequence[str]) -> str | None:
+        """An own argument that is one of several words; a problem when it is another."""
+        value = self.value(key)
+        if value is None or value in choices:
+            return value
+        meant = did_you_mean(value, choices)
+        fix = f'did you mean "{meant}"?' if meant else f"there are {', '.join(choices)}"
+        self.problems.append(Problem(COMMAND_LINE, "is not known", key, value, fix))
+        return None
 
     def flag(self, key: str) -> bool:
         """An own argument without a value; a problem when it has one that is neither true nor false."""

@@ -7,20 +7,17 @@ one JSON document.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simplewan.cli.arguments import Arguments, parse
 from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
-from simplewan.errors import EXIT_DONE, Problem
+from simplewan.errors import EXIT_DONE, Problem, some
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.reporting.quiet import settle_environment
 
 ACTIONS = ("fill", "list", "verify", "prune")
 FLAGS = (*ACTIONS, "force", "json")
-NAMED = 5
 HELP = """usage: simpletuner cache [env=NAME | example=NAME | --config FILE] [--ACTION] [--json] [key=value ...]
 
 Works with the caches that `train` with the same arguments would use: latents and text embeddings.
@@ -49,7 +46,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
     if loaded.later:
         return refuse(loaded.later, loaded.notices)
-    settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.cache import cache
@@ -78,21 +74,17 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
 def _listed(store: Mapping[str, Any]) -> list[str]:
     lines = [f"{store['place']} ({', '.join(store['kinds'])}): {store['records']} records, {_size(store['num_bytes'])}"]
     lines.append(f"  used: {store['used_records']}")
     if store["missing"]:
-        lines.append(f"  to be encoded: {len(store['missing'])}: {_some(store['missing'])}")
+        lines.append(f"  to be encoded: {len(store['missing'])}: {some(store['missing'])}")
     reasons: dict[str, list[str]] = {}
     for record in store["stale"]:
         reasons.setdefault(record["reason"], []).append(record["names"][0])
     if reasons:
         lines.append(f"  stale: {store['stale_records']} records, {_size(store['stale_bytes'])} (--prune removes them)")
-        lines += [f"    {reason}: {len(names)}: {_some(names)}" for reason, names in sorted(reasons.items())]
+        lines += [f"    {reason}: {len(names)}: {some(names)}" for reason, names in sorted(reasons.items())]
     if store["records_of_others"]:
         lines.append(f"  of datasets that this configuration does not name: {store['records_of_others']}")
     if store["damaged_shards"]:

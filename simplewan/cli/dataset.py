@@ -6,16 +6,14 @@ document.
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from simplewan.cli.arguments import Arguments, parse
+from simplewan.cli.arguments import parse
+from simplewan.cli.commands import answered
 from simplewan.cli.configuration import find_configuration, load_configuration, with_example
-from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR, Problem
-from simplewan.options.sources import COMMAND_LINE
+from simplewan.errors import EXIT_DONE
 
 OWN = ("output", "pictures", "max_files")
 FLAGS = ("json",)
@@ -38,47 +36,29 @@ What was looked at is kept beside the caches, so a second report takes a moment.
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     """Run a subcommand; returns the exit code. Raises UserError with every mistake of arguments and files."""
-    if not argv or argv[0] in ("--help", "-h", "help"):
-        print(USAGE)
-        return EXIT_DONE
-    if argv[0] not in COMMANDS:
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f'did you mean "dataset {close[0]}"?' if close else "there is `simpletuner dataset report`"
-        print(f'simpletuner: there is no command "dataset {argv[0]}"; {hint}', file=sys.stderr)
-        return EXIT_USER_ERROR
-    return _report(argv[1:], environ)
-
-
-def _report(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    arguments = parse(argv, environ=environ, own=OWN, flags=FLAGS)
+    if (code := answered(argv, COMMANDS, usage=USAGE, within="dataset")) is not None:
+        return code
+    arguments = parse(argv[1:], environ=environ, own=OWN, flags=FLAGS)
     if arguments.help:
         print(USAGE)
         return EXIT_DONE
-    pictures, max_files = _number(arguments, "pictures"), _number(arguments, "max_files")
+    pictures, max_files = (
+        arguments.whole_number(key, minimum=0, fix=f"write {key}=100, or leave it out")
+        for key in ("pictures", "max_files")
+    )
     as_json = arguments.flag("json")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
     loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.dataset_report import MAX_FILES, dataset_report
 
-    output = arguments.own.get("output")
+    output = arguments.value("output")
     outcome = dataset_report(
         loaded,
-        output=Path(output[-1]).expanduser() if output else None,
+        output=Path(output).expanduser() if output else None,
         pictures=pictures,
         max_files=MAX_FILES if max_files is None else max_files,
     )
     if outcome.page is not None:
         print(json.dumps(outcome.document, indent=2) if as_json else outcome.page)
     return outcome.exit_code
-
-
-def _number(arguments: Arguments, key: str) -> int | None:
-    value = arguments.own.get(key, [None])[-1]
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9):
-        fix = f"write {key}=100, or leave it out"
-        arguments.problems.append(Problem(COMMAND_LINE, "is not a whole number", key, value, fix))
-        return None
-    return int(value)

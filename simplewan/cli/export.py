@@ -7,8 +7,6 @@ the files, or one JSON document.
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +15,7 @@ from simplewan.cli.arguments import Arguments, parse
 from simplewan.cli.configuration import find_configuration, load_configuration, with_example
 from simplewan.errors import EXIT_DONE, Problem, UserError
 from simplewan.options import Loaded
-from simplewan.options.sources import COMMAND_LINE, Override, did_you_mean
-from simplewan.reporting.quiet import settle_environment
+from simplewan.options.sources import COMMAND_LINE, Override
 
 MERGED = "merged"
 TARGETS = ("universal", "comfyui", "diffusers", "musubi", "lycoris", MERGED)
@@ -65,15 +62,15 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
-    chosen = {key: _choice(arguments, key) for key in CHOICES}
+    chosen = {key: arguments.choice(key, choices) for key, choices in CHOICES.items()}
     if chosen["to"] is None and "to" not in arguments.own:
         arguments.problems.append(Problem(COMMAND_LINE, "no format was given", fix=f"write --to {'|'.join(TARGETS)}"))
-    scale, alpha, rank = _number(arguments, "scale"), _number(arguments, "alpha"), _rank(arguments)
+    scale, alpha = (arguments.number(key, fix=f"write {key}=1.0") for key in ("scale", "alpha"))
+    rank = arguments.whole_number("as_lora", minimum=1, fix="write as_lora=32")
     drop, overwrite, as_json = (arguments.flag(key) for key in ("drop", "overwrite", "json"))
-    output = arguments.own.get("output", [None])[-1]
+    output = arguments.value("output")
     _name_base(arguments)
     loaded = _configuration(arguments, environ, merged=chosen["to"] == MERGED)
-    settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     from simplewan.app.exporting import Request
     from simplewan.app.merging import run_export
@@ -133,7 +130,7 @@ def _configuration(arguments: Arguments, environ: Mapping[str, str], *, merged: 
 
 def _name_base(arguments: Arguments) -> None:
     """base=PLACE as the options that say the same."""
-    value = arguments.own.get("base", [None])[-1]
+    value = arguments.value("base")
     if value is None:
         return
     path = Path(value).expanduser()
@@ -146,37 +143,3 @@ def _name_base(arguments: Arguments) -> None:
         arguments.overrides += [Override(key, "none", COMMAND_LINE) for key in subfolders]
     else:
         arguments.overrides.append(Override("pretrained_model_name_or_path", value, COMMAND_LINE))
-
-
-def _choice(arguments: Arguments, key: str) -> str | None:
-    value = arguments.own.get(key, [None])[-1]
-    if value is None or value in CHOICES[key]:
-        return value
-    meant = did_you_mean(value, CHOICES[key])
-    fix = f'did you mean "{meant}"?' if meant else f"there are {', '.join(CHOICES[key])}"
-    arguments.problems.append(Problem(COMMAND_LINE, "is not known", key, value, fix))
-    return None
-
-
-def _number(arguments: Arguments, key: str) -> float | None:
-    value = arguments.own.get(key, [None])[-1]
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", key, value, f"write {key}=1.0"))
-        return None
-    return number
-
-
-def _rank(arguments: Arguments) -> int | None:
-    value = arguments.own.get("as_lora", [None])[-1]
-    if value is None:
-        return None
-    if not (value.isascii() and value.isdecimal() and int(value[:9]) > 0 and len(value) <= 6):
-        arguments.problems.append(Problem(COMMAND_LINE, "is no rank", "as_lora", value, "write as_lora=32"))
-        return None
-    return int(value)

@@ -6,17 +6,14 @@ document.
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import parse
-from simplewan.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, Problem, UserError
+from simplewan.cli.commands import answered
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Problem, UserError
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.reporting.quiet import settle_environment
 
 FLAGS = ("json", "layers")
 COMMANDS = ("doctor",)
@@ -29,19 +26,13 @@ nobody knows, halves without the other; and what diffusers, ComfyUI, musubi, Dif
   --layers    list every layer, not only those with a flag
   --json      one JSON document on standard output: a list with an object for each file
 
-Exit code: 0 when all files are healthy, 1 when one is sick, 2 for a file that cannot be read at all."""
+Exit code: 0 when all files are healthy, 1 when one is not, 2 for a file that is no LoRA or cannot be read."""
 
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     """Run a subcommand; returns the exit code. Raises UserError with every mistake of arguments and files."""
-    if not argv or argv[0] in ("--help", "-h", "help"):
-        print(HELP)
-        return EXIT_DONE
-    if argv[0] not in COMMANDS:
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f'did you mean "lora {close[0]}"?' if close else "there is `simpletuner lora doctor`"
-        print(f'simpletuner: there is no command "lora {argv[0]}"; {hint}', file=sys.stderr)
-        return EXIT_USER_ERROR
+    if (code := answered(argv, COMMANDS, usage=HELP, within="lora")) is not None:
+        return code
     arguments = parse(argv[1:], environ={}, own=(), flags=FLAGS, words=True)
     if arguments.help:
         print(HELP)
@@ -53,7 +44,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         problems.append(Problem(COMMAND_LINE, "no file was named", fix="write simpletuner lora doctor FILE"))
     if problems:
         raise UserError(*problems)
-    settle_environment(os.environ)
     from simplewan.app.doctor import doctor, page
 
     found = doctor([Path(word).expanduser() for word in arguments.words])

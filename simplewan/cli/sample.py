@@ -7,8 +7,6 @@ the files, or one JSON document.
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,6 @@ from simplewan.options import Loaded
 from simplewan.options.groups.validation import MAX_SEED
 from simplewan.options.prompts import read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings
-from simplewan.reporting.quiet import settle_environment
 from simplewan.validation.prompts import Asked
 
 ADAPTERS = ("adapter", "adapter_high", "adapter_low")
@@ -40,7 +37,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return EXIT_DONE
     prompts = _prompts(arguments, environ)
     images = picture_files(arguments)
-    seeds, scale = _seeds(arguments), _scale(arguments)
+    seeds = _seeds(arguments)
+    scale = arguments.number("adapter_scale", fix="1 is the strength of the training, 0.5 half of it")
     adapters = _adapters(arguments)
     as_json = arguments.flag("json")
     config: Path | None = None
@@ -62,14 +60,13 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if not placeholders:  # the model of an example may have to be made first
         # Which transformers are needed is known when it is known what was trained.
         check_files(loaded.options.model, loaded.flavour, experts=())
-    settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     loaded = with_example(loaded, arguments, config, environ, placeholders, training=False)
     from simplewan.app.sample import Request, sample
 
     # Without a configuration, an output_dir that nobody named says nothing of what was trained.
     trained = loaded.options.run.output_dir if config is not None or "output_dir" in loaded.resolved else None
-    output = arguments.own.get("output", [str((trained or Path()) / "samples")])[-1]
+    output = arguments.value("output") or str((trained or Path()) / "samples")
     request = Request(
         output=Path(output).expanduser(),
         prompts=prompts,
@@ -77,7 +74,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         seeds=seeds,
         run=trained,
         adapters=adapters,
-        adapter_scale=scale,
+        adapter_scale=1.0 if scale is None else scale,
     )
     outcome = sample(loaded, request)
     if as_json:
@@ -136,18 +133,6 @@ def _seeds(arguments: Arguments) -> tuple[int, ...]:
         arguments.problems.append(Problem(COMMAND_LINE, message, "seed", ",".join(words), fix))
         return ()
     return tuple(dict.fromkeys(map(int, words)))
-
-
-def _scale(arguments: Arguments) -> float:
-    value = arguments.own.get("adapter_scale", ["1"])[-1]
-    try:
-        scale = float(value)
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
-        fix = "1 is the strength of the training, 0.5 half of it"
-        arguments.problems.append(Problem(COMMAND_LINE, "is not a number", "adapter_scale", value, fix))
-    return scale
 
 
 def _adapters(arguments: Arguments) -> dict[str, list[Path]] | None:

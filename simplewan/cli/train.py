@@ -5,7 +5,6 @@ Imports options; `app`, and torch with it, only when there is something to train
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +12,6 @@ from simplewan.cli.arguments import parse
 from simplewan.cli.configuration import find_configuration, load_configuration, refuse, with_example
 from simplewan.cli.listing import train_help
 from simplewan.errors import EXIT_DONE
-from simplewan.reporting.quiet import settle_environment
 
 
 def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
@@ -31,7 +29,6 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if not placeholders:  # the model of an example may have to be made first
         options = loaded.options
         check_files(options.model, loaded.flavour, with_other_stage=options.validation.loads_other_stage)
-    settle_environment(os.environ)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
     loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.train import train

@@ -15,7 +15,7 @@ from simplewan.data.captions import CaptionError
 from simplewan.data.media import is_image_name
 from simplewan.data.mediainfo import MediaInfo
 from simplewan.data.tables import Match, Row, Table, TableError, find_column, match, texts
-from simplewan.errors import Problem, UserError
+from simplewan.errors import Problem, UserError, some
 
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
@@ -113,7 +113,6 @@ def _column(table: Table, name: str | None) -> str | None:
 def _remarks(table: Table, matched: Match) -> tuple[str, ...]:
     remarks = [f"{table.name}: row {number} {reason}" for number, reason in table.broken]
     if matched.unused:
-        rows = [str(table.rows[number].number) for number in matched.unused[:5]]
-        more = f" and {len(matched.unused) - 5} more" if len(matched.unused) > 5 else ""
-        remarks.append(f"{table.name}: no file for row {', '.join(rows)}{more}")
+        rows = [str(table.rows[number].number) for number in matched.unused]
+        remarks.append(f"{table.name}: no file for row {some(rows)}")
     return tuple(remarks)

@@ -16,12 +16,11 @@ from simplewan.data.buckets import Size, enlargement, floor_frames
 from simplewan.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from simplewan.data.rules import Fitted, Rules
 from simplewan.data.samples import Dropped, Scan
-from simplewan.errors import Problem, UserError
+from simplewan.errors import LISTED, Problem, UserError, some
 
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
 
-LISTED = 5
 # The sizes Wan was trained at, by the multiple that its VAE and patch ask for.
 TRAINED_SIZES: dict[int, tuple[Size, ...]] = {
     16: ((832, 480), (480, 832), (624, 624), (1280, 720), (720, 1280), (960, 960)),
@@ -139,12 +138,6 @@ def _trained_size_near(size: Size, multiple: int) -> Size | None:
         return round(shape, 1), abs(math.log(trial[0] * trial[1] / area))
 
     return min(near, key=distance)
-
-
-def some(names: Sequence[str], limit: int = LISTED) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _clips(count: int, one: str = "", many: str = "") -> str:

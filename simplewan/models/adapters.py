@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,51 +178,6 @@ def across_tasks(wanted: Collection[str], given: Collection[str]) -> tuple[list[
 
 def _is_of_image(key: str) -> bool:
     return any(word in key for word in (".add_k_proj.", ".add_v_proj.", ".image_embedder."))
-
-
-def attach_lora(transformer: Any, state: Mapping[str, Tensor], *, scale: float, name: str) -> tuple[str, ...]:
-    """Put a LoRA, as `read_lora` gives it, beside the linears it names: frozen, its effect times `scale`.
-
-    Ranks may differ between modules, and several LoRAs, each with a name of its own, add up. Returns the modules that
-    the transformer lacks. Raises ValueError, and changes nothing, when not one matches or a shape does not fit.
-    """
-    linears = {
-        module_name: getattr(module, "base_layer", module)
-        for module_name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear | LoraLayer) and ".base_layer" not in module_name
-    }
-    named = list(dict.fromkeys(key.rsplit(".", 2)[0] for key in state))
-    matched = [module for module in named if module in linears]
-    if not matched:
-        raise ValueError(f"not one of its {len(named)} modules is in the model (the first is {named[:1]})")
-    ranks = {module: _fitting_rank(module, state, linears[module].weight) for module in matched}
-    rank = max(ranks.values())
-    pattern = {} if set(ranks.values()) == {rank} else {re.escape(module): own for module, own in ranks.items()}
-    config = LoraConfig(r=rank, lora_alpha=rank, rank_pattern=pattern, target_modules=matched)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        transformer.add_adapter(config, adapter_name=name)
-    with torch.no_grad():
-        for module, layer in lora_layers(transformer, name):
-            layer.lora_A[name].weight.data = state[f"{module}.lora_A.weight"].float()
-            layer.lora_B[name].weight.data = state[f"{module}.lora_B.weight"].float()
-            layer.scaling[name] = scale
-    for module in transformer.modules():
-        if isinstance(module, LoraLayer):
-            module.set_adapter(list(module.lora_A))
-    transformer.requires_grad_(False).eval()
-    return tuple(module for module in named if module not in linears)
-
-
-def _fitting_rank(module: str, state: Mapping[str, Tensor], weight: Tensor) -> int:
-    """The rank of one module of a LoRA. Raises ValueError unless its two matrices fit `weight` (out, in)."""
-    down, up = (state.get(f"{module}.{side}.weight") for side in ("lora_A", "lora_B"))
-    if down is None or up is None:
-        raise ValueError(f"{module} lacks lora_A or lora_B")
-    if (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
-        shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
-        raise ValueError(f"{module} has shapes {shapes}, the model's linear is {tuple(weight.shape)}")
-    return int(down.shape[0])
 
 
 def activate(transformer: nn.Module, name: str) -> None:

@@ -5,62 +5,81 @@ Imports torch. What is added cannot be taken off again: a transformer is loaded 
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
-from simplewan.models.adapters import attach_lora
+from simplewan.models.adapters import lora_layers
 from simplewan.models.keys import is_parameter
-from simplewan.models.lora.change import Change, changed_weight, refuse_misfit
+from simplewan.models.lora.change import Change
+from simplewan.models.lora.fit import Fit, fit
+
+# Where PEFT keeps the linear itself once a LoRA is beside it.
+_BASE_LAYER = ".base_layer"
 
 
-def attach_changes(transformer: Any, changes: Sequence[Change], *, strength: float, name: str) -> tuple[str, ...]:
+def attach_changes(transformer: Any, changes: Sequence[Change], *, strength: float, name: str) -> Fit:
     """Let the changes act on a loaded transformer, times `strength`: plain LoRAs beside its linears, all else in them.
 
-    Returns the modules that the transformer lacks. Raises ValueError when not one matches or a shape does not fit; the
-    transformer is of no use then.
+    Returns how they fit: what the transformer has no place for has no effect. Raises Misfit, and changes nothing, when
+    it has a place for none or a shape does not fit; ValueError for a strength that a DoRA cannot have.
     """
-    modules = {change.module: _holder(transformer, change) for change in changes}
-    found = [change for change in changes if modules[change.module] is not None]
-    if not found:
-        raise ValueError(f"not one of its {len(changes)} modules is in the model (the first is {changes[0].module})")
-    pairs: dict[str, Tensor] = {}
-    for change in found:
-        holder = modules[change.module]
-        assert holder is not None, "it was found"
+    shapes = {
+        name.replace(_BASE_LAYER, ""): tuple(value.shape)
+        for name, value in transformer.named_parameters()
+        if ".lora_" not in name
+    }
+    found = fit(changes, shapes)
+    pairs: list[Change] = []
+    for change in found.kept:
+        holder = _holder(transformer, change)
         if change.is_linear_pair and change.bias is None and isinstance(holder, nn.Linear):
-            pairs[f"{change.module}.lora_A.weight"], pairs[f"{change.module}.lora_B.weight"] = change.pair()
+            pairs.append(change)
         else:
             _add(holder, change.times(strength))
-    unused = attach_lora(transformer, pairs, scale=strength, name=name) if pairs else ()
+    if pairs:
+        _put_beside(transformer, pairs, strength=strength, name=name)
     transformer.requires_grad_(False).eval()
-    return (*(change.module for change in changes if change not in found), *unused)
+    return found
 
 
-def _own(change: Change) -> tuple[str, str]:
-    """The module that holds the changed weight, and the weight's name: a modulation is a parameter of the block."""
-    holder, _, last = change.module.rpartition(".")
-    return (holder, last) if is_parameter(change.module) else (change.module, "weight")
+def _put_beside(transformer: Any, pairs: Sequence[Change], *, strength: float, name: str) -> None:
+    """LoRAs beside their linears: ranks may differ, and several files, each with a name of its own, add up."""
+    ranks = {change.module: change.factors["down"].shape[0] for change in pairs}
+    rank = max(ranks.values())
+    pattern = {} if set(ranks.values()) == {rank} else {re.escape(module): own for module, own in ranks.items()}
+    config = LoraConfig(r=rank, lora_alpha=rank, rank_pattern=pattern, target_modules=list(ranks))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        transformer.add_adapter(config, adapter_name=name)
+    layers = dict(lora_layers(transformer, name))
+    for change in pairs:
+        layer = layers[change.module]
+        layer.lora_A[name].weight.data, layer.lora_B[name].weight.data = change.pair()
+        layer.scaling[name] = strength
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter(list(module.lora_A))
 
 
-def _holder(transformer: nn.Module, change: Change) -> nn.Module | None:
-    """The module with the parameter that is changed; None if the transformer has no such one."""
-    name, own = _own(change)
-    try:
-        module = transformer.get_submodule(name)
-    except AttributeError:
-        return None
-    module = getattr(module, "base_layer", module)
-    return module if dict(module.named_parameters(recurse=False)).keys() >= {own} else None
+def _holder(transformer: nn.Module, change: Change) -> nn.Module:
+    """The module with the parameter that is changed: of a modulation table, which is one itself, the block."""
+    name = change.module.rpartition(".")[0] if is_parameter(change.module) else change.module
+    module = transformer.get_submodule(name)
+    return getattr(module, "base_layer", module)
 
 
 def _add(holder: nn.Module, change: Change) -> None:
+    own = change.module.rpartition(".")[2] if is_parameter(change.module) else "weight"
     parameters = dict(holder.named_parameters(recurse=False))
-    weight, bias = parameters[_own(change)[1]], parameters.get("bias")
-    refuse_misfit(change, tuple(weight.shape), None if bias is None else tuple(bias.shape), "model")
     with torch.no_grad():
-        weight.copy_(changed_weight(change, weight))
-        if change.bias is not None and bias is not None:
+        parameters[own].copy_(change.changed(parameters[own]))
+        if change.bias is not None:
+            bias = parameters["bias"]
             bias.copy_(bias.float() + change.bias.float().to(bias.device))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 LORA, LOKR, LOHA, WHOLE = "lora", "lokr", "loha", "whole"
+# What is said of a file, or an expert, that changes nothing.
+UNTRAINED = "has not been trained: all up-weights are zero, as at the start; no step was taken, or it had no effect"
 
 
 @dataclass(frozen=True)
@@ -112,25 +114,6 @@ class Change:
         return float(value.float().norm())
 
 
-def refuse_misfit(change: Change, weight: tuple[int, ...], bias: tuple[int, ...] | None, whose: str) -> None:
-    """Raise ValueError for a change of other shapes than the weight and the bias have, or of no bias."""
-    shape, size = change.shape, torch.Size(weight).numel()
-    if shape is not None and (torch.Size(shape).numel() != size or shape[0] != weight[0]):
-        raise ValueError(f"{change.module} is {shape}, the {whose}'s is {weight}")
-    if change.bias is not None and bias is None:
-        raise ValueError(f"{change.module} has a change of its bias, and the {whose}'s has none")
-    if change.bias is not None and tuple(change.bias.shape) != bias:
-        raise ValueError(f"the bias of {change.module} is {tuple(change.bias.shape)}, the {whose}'s is {bias}")
-
-
-def changed_weight(change: Change, weight: Tensor) -> Tensor:
-    """`change.changed(weight)`. Raises ValueError when the shapes do not fit."""
-    try:
-        return change.changed(weight)
-    except RuntimeError as error:
-        raise ValueError(f"{change.module} is {change.shape}, the model's is {tuple(weight.shape)}") from error
-
-
 def product_norm(down_RI: Tensor, up_OR: Tensor) -> float:
     """Frobenius norm of up @ down without the product: tr((up' up)(down down')), (R, I), (O, R) -> float."""
     down, up = down_RI.double(), up_OR.double()
@@ -146,6 +129,14 @@ def pairs_of(state: Mapping[str, Tensor], *, scale: float) -> list[Change]:
         down, up = (state[f"{module}.{side}.weight"] for side in ("lora_A", "lora_B"))
         changes.append(Change(module, LORA, {"down": down, "up": up}, alpha=scale * down.shape[0]))
     return changes
+
+
+def untrained(changes: Sequence[Change]) -> bool:
+    """Whether they are LoRAs of which every up-weight is zero, as before the first step."""
+    return bool(changes) and all(
+        change.kind == LORA and not change.factors["up"].any() and (change.bias is None or not change.bias.any())
+        for change in changes
+    )
 
 
 def _lora(factors: Mapping[str, Tensor]) -> Tensor:

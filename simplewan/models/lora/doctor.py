@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from simplewan.flavours import find_flavour
-from simplewan.models.lora.change import LORA, WHOLE, Change
+from simplewan.errors import some
+from simplewan.flavours import HIGH, LOW, Flavour, find_flavour
+from simplewan.models.lora.change import LORA, UNTRAINED, WHOLE, Change, untrained
+from simplewan.models.lora.fit import misfit
 from simplewan.models.lora.formats import DIFFUSERS, ORIGINAL
-from simplewan.models.lora.read import ADAPTER_METADATA, LoraFile, examine_file, some
-from simplewan.models.lora.skeleton import Sizes, shapes_told, sizes_of
+from simplewan.models.lora.read import ADAPTER_METADATA, LoraFile, examine_file
+from simplewan.models.lora.skeleton import EITHER, Sizes, shapes_told, sizes_of
 from simplewan.models.lora.verify import read_as_diffusers
-from simplewan.recognition import told_by, told_expert
+from simplewan.recognition import told_by, told_expert, told_version
 
 DEAD, NOT_FINITE, MISFIT = "no effect", "not finite", "does not fit"
 LOADS, PARTLY, WEAKER, NOT = "loads", "loads in part", "loads, strength is wrong", "does not load"
@@ -71,7 +73,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that is known of a file. `faults` make it sick; `remarks` are worth knowing."""
+    """All that is known of a file. `faults` make it sick; `remarks` are worth knowing.
+
+    `trained` is False of a LoRA that is as training begins with it. `expert` is None, too, for a model that has one.
+    """
 
     path: Path
     format: str
@@ -79,6 +84,7 @@ class Diagnosis:
     model: str
     metadata: Mapping[str, str]
     layers: tuple[Layer, ...]
+    trained: bool
     dtypes: tuple[str, ...]
     faults: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -98,6 +104,7 @@ class Diagnosis:
         return {
             "file": str(self.path),
             "healthy": self.healthy,
+            "trained": self.trained,
             "format": self.format,
             "kinds": self.values("kind"),
             "expert": self.expert,
@@ -123,24 +130,61 @@ def _number(value: float) -> float | None:
 
 
 def diagnose(path: Path) -> Diagnosis:
-    """Examine a file. Raises UserError when it is no safetensors file."""
+    """Examine a file. Raises UserError when it is none of LoRAs."""
     file = examine_file(path)
     sizes = sizes_of(file.changes)
     shapes = shapes_told(file.changes) if file.changes and (sizes.width or not file.unknown) else {}
     layers = tuple(_layer(change, shapes) for change in file.changes)
-    expert = told_by(file.metadata, path)
+    place = _place(file, sizes)
     return Diagnosis(
         path=path,
         format=describe_format(file),
-        expert=expert,
-        model=sizes.model if file.changes else "of nothing that is known here",
+        expert=place.expert,
+        model=place.model if file.changes else "nothing that is known here",
         metadata=file.metadata,
         layers=layers,
+        trained=not untrained(file.changes),
         dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
         faults=tuple(_faults(file, layers, sizes)),
-        remarks=tuple(_remarks(file, layers)),
+        remarks=tuple(_remarks(file, layers, place)),
         tools=tuple(verdicts(file)),
     )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a file belongs: the model in words, and its expert. `is_single` is None where both may be."""
+
+    model: str
+    expert: str | None
+    is_single: bool | None
+
+
+def _place(file: LoraFile, sizes: Sizes) -> _Place:
+    flavour = _flavour(file, sizes)
+    expert = told_by(file.metadata, file.path) or (None if flavour is None else flavour.stage)
+    if flavour is not None:
+        is_single: bool | None = flavour.boundary is None
+    elif sizes.has_experts is False:
+        is_single = True
+    elif expert is not None:
+        is_single = False
+    else:
+        is_single = {"2.1": True, "2.2": False}.get(told_version(file.metadata.get("base_model", ""), file.path.stem))
+    model = sizes.model
+    if model == EITHER and is_single is not None:
+        model = "Wan 2.1 14B" if is_single else "Wan 2.2 A14B"
+    return _Place(model, None if is_single else expert, is_single)
+
+
+def _flavour(file: LoraFile, sizes: Sizes) -> Flavour | None:
+    """The flavour that the metadata name, unless the shapes contradict it."""
+    try:
+        flavour = find_flavour(file.metadata.get("model_flavour", ""))
+    except KeyError:
+        return None
+    expected = flavour.size
+    return None if expected is not None and sizes.width not in (None, expected.width) else flavour
 
 
 def describe_format(file: LoraFile) -> str:
@@ -156,12 +200,10 @@ def describe_format(file: LoraFile) -> str:
 def _layer(change: Change, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
     finite = all(torch.isfinite(value).all() for value in change.tensors) and math.isfinite(change.scale)
     norm = change.norm() if finite else math.nan
-    weight = shapes.get(f"{change.module}.weight", shapes.get(change.module))
-    shape = change.shape
     flag = None
     if not math.isfinite(norm):
         flag = NOT_FINITE
-    elif weight is None or (shape is not None and torch.Size(shape).numel() != torch.Size(weight).numel()):
+    elif misfit(change, shapes) is not None:
         flag = MISFIT
     elif norm == 0 and (change.bias is None or not change.bias.any()):
         flag = DEAD
@@ -174,7 +216,9 @@ def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes) -> list[str]:
         if named := [layer.module for layer in layers if layer.flag == flag]:
             faults.append(f"{len(named)} layers {what}: {some(named)}")
     # Published files carry differences of norms that are zero: those are as they should be.
-    if dead := [layer.module for layer in layers if layer.flag == DEAD and layer.kind != WHOLE]:
+    if untrained(file.changes):
+        faults.append(f"it {UNTRAINED}")
+    elif dead := [layer.module for layer in layers if layer.flag == DEAD and layer.kind != WHOLE]:
         faults.append(f"{len(dead)} of {len(layers)} layers have no effect (their product is zero): {some(dead)}")
     if not layers:
         faults.append("it changes nothing of a Wan transformer")
@@ -188,19 +232,17 @@ def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes) -> list[str]:
 def _other_model(file: LoraFile, sizes: Sizes) -> str | None:
     """What in the metadata contradicts the shapes."""
     name = file.metadata.get("model_flavour")
+    if name is None or _flavour(file, sizes) is not None:
+        return None
     try:
-        flavour = find_flavour(name or "")
-    except KeyError:
+        size = find_flavour(name).size
+    except KeyError:  # a flavour that only others know says nothing
         return None
-    expected = flavour.size
-    if expected is None or sizes.width in (None, expected.width):
-        return None
-    return (
-        f"its metadata speak of {flavour.name} ({expected.width} wide), its weights are for a model {sizes.width} wide"
-    )
+    assert size is not None, "shapes contradict a published size alone"
+    return f"its metadata speak of {name} ({size.width} wide), its weights are for a model {sizes.width} wide"
 
 
-def _remarks(file: LoraFile, layers: Sequence[Layer]) -> list[str]:
+def _remarks(file: LoraFile, layers: Sequence[Layer], place: _Place) -> list[str]:
     remarks = []
     if still := [layer for layer in layers if layer.flag == DEAD and layer.kind == WHOLE]:
         remarks.append(f"{len(still)} whole differences are zero, as distillation files have them: no harm")
@@ -209,6 +251,8 @@ def _remarks(file: LoraFile, layers: Sequence[Layer]) -> list[str]:
     low_high = told_expert(file.metadata.get("expert", "")), told_expert(file.path.stem)
     if None not in low_high and low_high[0] != low_high[1]:
         remarks.append(f"its metadata say {low_high[0]} noise, its name {low_high[1]} noise")
+    if place.is_single and (told := told_by(file.metadata, file.path)) is not None:
+        remarks.append(f"it speaks of {told} noise, and its model ({place.model}) has one expert")
     return remarks
 
 
@@ -216,10 +260,21 @@ def verdicts(file: LoraFile) -> list[Verdict]:
     """What the tools will do with the file."""
     if not file.changes:
         return []
-    return [_diffusers(file), _comfyui(file), _musubi(file), _diffsynth(file), _lightx2v(file)]
+    place = _place(file, sizes_of(file.changes))
+    return [_diffusers(file, place), _comfyui(file), _musubi(file, place), _diffsynth(file), _lightx2v(file)]
 
 
-def _diffusers(file: LoraFile) -> Verdict:
+def _advice(place: _Place, high: str, low: str) -> str:
+    """What to do with a file that is of one expert; of one that may be of either, both."""
+    if place.is_single:
+        return ""
+    if place.expert is not None:
+        return high if place.expert == HIGH else low
+    told = (f"{name}-noise file {advice}" for name, advice in ((HIGH, high), (LOW, low)) if advice)
+    return ("if it is for an expert of 2.2: the " if place.is_single is None else "the ") + ", the ".join(told)
+
+
+def _diffusers(file: LoraFile, place: _Place) -> Verdict:
     logger = logging.getLogger("diffusers.loaders.lora_pipeline")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -241,7 +296,7 @@ def _diffusers(file: LoraFile) -> Verdict:
         if not _same_product(change, pairs[change.module], scale=change.scale if configured else 1.0)
     ]:
         return Verdict("diffusers", WEAKER, f"of {some(wrong)}")
-    return Verdict("diffusers", LOADS, "the low-noise file with load_into_transformer_2=True")
+    return Verdict("diffusers", LOADS, _advice(place, "", "with load_into_transformer_2=True"))
 
 
 def _same_product(change: Change, pair: Mapping[str, torch.Tensor], *, scale: float = 1.0) -> bool:
@@ -267,13 +322,13 @@ def _comfyui(file: LoraFile) -> Verdict:
     return Verdict("ComfyUI", LOADS)
 
 
-def _musubi(file: LoraFile) -> Verdict:
+def _musubi(file: LoraFile, place: _Place) -> Verdict:
     if file.prefixes != {"lora_unet_"} or file.naming != ORIGINAL:
         return Verdict("musubi", NOT, "its keys are lora_unet_ with Wan's own names; export with --to musubi")
     if not file.words <= {"lora_down", "lora_up", "alpha"}:
         extra = ", ".join(sorted(file.words - {"lora_down", "lora_up", "alpha"}))
         return Verdict("musubi", PARTLY, f"of {extra} only newer releases know LoHa and LoKr")
-    return Verdict("musubi", LOADS, "--lora_weight for the low-noise file, --lora_weight_high_noise for the other")
+    return Verdict("musubi", LOADS, _advice(place, "with --lora_weight_high_noise", "with --lora_weight"))
 
 
 def _merging_tool(tool: str, file: LoraFile, folded: str) -> Verdict:

@@ -83,11 +83,6 @@ class Convention:
     bias: str | None = None
     modulation: str | None = None
 
-    @property
-    def joint(self) -> str:
-        """What stands between the parts of a module's name."""
-        return "_" if self.flat else "."
-
 
 _UNIVERSAL = Convention(
     "universal",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from torch import Tensor
 from simplewan.data.atomic import atomic_folder, atomic_path
 from simplewan.headers import weight_files
 from simplewan.models.keys import to_diffusers, to_original
-from simplewan.models.lora.change import LORA, Change, changed_weight, refuse_misfit
-from simplewan.models.lora.skeleton import config_text, shapes_of
-from simplewan.models.lora.streaming import TORCH, Planned, Stored, stored_in, write_planned
+from simplewan.models.lora.change import LORA, Change
+from simplewan.models.lora.skeleton import Shapes, config_text, shapes_of
+from simplewan.models.lora.streaming import Planned, Stored, stored_in, write_planned
 from simplewan.recognition import PREFIXES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -42,30 +42,26 @@ class Base:
     prefix: str
     index: str | None = None
 
+    @property
+    def shapes(self) -> Shapes:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
-@dataclass(frozen=True)
-class Merged:
-    """What was written."""
-
-    path: Path
-    modules: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.modules} modules merged, {self.bytes / 2**20:.1f} MiB"
+    @property
+    def is_fp8(self) -> bool:
+        """Whether weights of it are stored in fp8, and are therefore written in another dtype."""
+        return any(tensor.is_fp8 for tensor in self.tensors.values())
 
 
 def open_base(path: Path) -> Base:
     """The weights in a folder or in one file, of either naming. Raises ValueError if it is none."""
     files = [file for file in weight_files(path) if file.suffix == ".safetensors"]
     if not files:
-        raise ValueError(f"{path} holds no .safetensors file")
+        raise ValueError(f"{path} {'is' if path.is_file() else 'holds'} no .safetensors file")
     if missing := [file.name for file in files if not file.is_file()]:
         raise ValueError(f"{path} lacks {missing[0]}")
-    stored = [tensor for file in files for tensor in stored_in(file)]
-    strange = next((tensor for tensor in stored if tensor.dtype not in TORCH), None)
-    if strange is not None:
-        raise ValueError(f"{strange.key} is stored as {strange.dtype}: merge into the unquantised model")
+    stored = stored_in(*files)
+    if not stored:
+        raise ValueError(f"{path} holds no weights")
     prefix = next((prefix for prefix in PREFIXES if stored[0].key.startswith(prefix)), "")
     names = [tensor.key.removeprefix(prefix) for tensor in stored]
     original = any(".self_attn." in name for name in names)
@@ -80,21 +76,6 @@ def open_base(path: Path) -> Base:
     return Base(tensors, prefix if original else "", None if index is None else index.name)
 
 
-def without_place(base: Base, changes: Sequence[Change]) -> tuple[list[Change], list[str]]:
-    """The changes of weights and biases that the base has, and the names of the others."""
-    kept, lost = [], []
-    for change in changes:
-        if change.module not in base.tensors and f"{change.module}.weight" not in base.tensors:
-            lost.append(change.module)
-            continue
-        if change.bias is not None and f"{change.module}.bias" not in base.tensors:
-            lost.append(f"{change.module}.bias")
-            change = replace(change, bias=None)
-        if change.factors or change.bias is not None:
-            kept.append(change)
-    return kept, lost
-
-
 def merge_files(
     base: Base,
     changes: Sequence[Change],
@@ -104,37 +85,39 @@ def merge_files(
     dtype: torch.dtype | None,
     metadata: Mapping[str, str],
     progress: Callable[[str], None] = lambda _key: None,
-) -> Merged:
+) -> None:
     """Write the changed model to `target` and read it back: a diffusers folder with `config`, diffusers' configuration.
 
     None: one file in Wan's own names. Several changes of a module add up in their order. `progress` is called twice for
-    every weight: written, checked. Raises ValueError when a change has no place in the base or what is read back
-    differs; nothing is left behind then.
+    every weight: written, checked. The changes must fit the base. Raises ValueError when what is read back differs;
+    nothing is left behind then.
     """
     by_module: dict[str, list[Change]] = {}
     for change in changes:
         by_module.setdefault(change.module, []).append(change)
-    _check_places(base, changes)
-    original = config is None
+    changed = {name: _changes_of(name, by_module) for name in base.tensors}
     planned = {
-        name: _plan(name, tensor, by_module, original=original, prefix=base.prefix, dtype=dtype, progress=progress)
+        name: Planned(
+            key=name if config is not None else f"{base.prefix}{to_original(name)}",
+            shape=tensor.shape,
+            dtype=kept,
+            load=partial(_load, tensor, changed[name], dtype=kept, progress=progress),
+        )
         for name, tensor in base.tensors.items()
+        for kept in (tensor.dtype if dtype is None or _stays(name) else dtype,)
     }
     if config is None:
         with atomic_path(target) as temporary:
             write_planned(temporary, list(planned.values()), {"format": "pt", **metadata})
-            _read_back(base, by_module, stored_in(temporary), planned, progress=progress)
-        return Merged(target, len(by_module), target.stat().st_size)
-    if {name: tensor.shape for name, tensor in base.tensors.items()} != shapes_of(config):
+            _read_back(base, changed, stored_in(temporary), planned, progress=progress)
+        return
+    if base.shapes != shapes_of(config):
         raise ValueError("its weights are not those that its config.json speaks of")
     with atomic_folder(target) as temporary:
         temporary.mkdir()
         (temporary / "config.json").write_text(config_text(config), encoding="utf-8")
         _write_folder(temporary, base, planned, metadata)
-        files = sorted(temporary.glob("*.safetensors"))
-        written = [tensor for file in files for tensor in stored_in(file)]
-        _read_back(base, by_module, written, planned, progress=progress)
-    return Merged(target, len(by_module), sum(file.stat().st_size for file in target.iterdir()))
+        _read_back(base, changed, stored_in(*temporary.glob("*.safetensors")), planned, progress=progress)
 
 
 def _write_folder(folder: Path, base: Base, planned: Mapping[str, Planned], metadata: Mapping[str, str]) -> None:
@@ -155,43 +138,29 @@ def _write_folder(folder: Path, base: Base, planned: Mapping[str, Planned], meta
     (folder / base.index).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _plan(
-    name: str,
-    tensor: Stored,
-    by_module: Mapping[str, Sequence[Change]],
-    *,
-    original: bool,
-    prefix: str,
-    dtype: torch.dtype | None,
-    progress: Callable[[str], None],
-) -> Planned:
-    changes, bias = _changes_of(name, by_module)
-    key = f"{prefix}{to_original(name)}" if original else name
-    kept = TORCH[tensor.dtype] if dtype is None or _stays(name) else dtype
-    load = partial(_load, tensor, changes, bias=bias, dtype=kept, progress=progress)
-    return Planned(key, tensor.shape, kept, load)
-
-
-def _changes_of(name: str, by_module: Mapping[str, Sequence[Change]]) -> tuple[list[Change], bool]:
-    """What changes the weight `name`, and whether it is a bias."""
+def _changes_of(name: str, by_module: Mapping[str, Sequence[Change]]) -> list[Change]:
+    """What changes the weight (or the bias, or the parameter) `name`."""
     module, _, last = name.rpartition(".")
-    changes = by_module.get(module if last in ("weight", "bias") else name, [])
     if last == "bias":
-        return [change for change in changes if change.bias is not None], True
-    return [change for change in changes if change.factors], False
+        return [change for change in by_module.get(module, []) if change.bias is not None]
+    return [change for change in by_module.get(module if last == "weight" else name, []) if change.factors]
 
 
-def _load(
-    tensor: Stored, changes: Sequence[Change], *, bias: bool, dtype: torch.dtype, progress: Callable[[str], None]
-) -> Tensor:
+def _load(tensor: Stored, changes: Sequence[Change], *, dtype: torch.dtype, progress: Callable[[str], None]) -> Tensor:
     progress(tensor.key)
     value = tensor.read()
     for change in changes:
-        if not bias:
-            value = changed_weight(change, value)
-        elif change.bias is not None:
-            value = value.float() + change.bias.float()
+        value = _with_bias(value.float(), change) if _is_bias(tensor.key) else change.changed(value)
     return value.to(dtype)
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias")
+
+
+def _with_bias(value: Tensor, change: Change) -> Tensor:
+    assert change.bias is not None, "it changes this bias"
+    return value + change.bias.to(value.dtype)
 
 
 def _stays(name: str) -> bool:
@@ -201,20 +170,9 @@ def _stays(name: str) -> bool:
     return not set(WanTransformer3DModel._keep_in_fp32_modules).isdisjoint(name.split("."))
 
 
-def _check_places(base: Base, changes: Sequence[Change]) -> None:
-    _, lost = without_place(base, changes)
-    if lost:
-        more = f", and {len(lost) - 1} more" if lost[1:] else ""
-        raise ValueError(f"the base has no {lost[0]}{more} (--drop leaves that out)")
-    for change in changes:
-        weight = base.tensors.get(f"{change.module}.weight") or base.tensors[change.module]
-        bias = base.tensors.get(f"{change.module}.bias")
-        refuse_misfit(change, weight.shape, None if bias is None else bias.shape, "base")
-
-
 def _read_back(
     base: Base,
-    by_module: Mapping[str, Sequence[Change]],
+    changed: Mapping[str, Sequence[Change]],
     written: Sequence[Stored],
     planned: Mapping[str, Planned],
     *,
@@ -232,14 +190,13 @@ def _read_back(
         before, after = base.tensors[name].read(), stored[item.key].read()
         if after.dtype != item.dtype:
             raise ValueError(f"{name} reads back as {after.dtype}")
-        changes, bias = _changes_of(name, by_module)
-        if changes:
-            _refuse_inexact(name, before, after, changes, bias=bias)
+        if changed[name]:
+            _refuse_inexact(name, before, after, changed[name])
         elif not torch.equal(*(value.contiguous().view(torch.uint8) for value in (after, before.to(item.dtype)))):
             raise ValueError(f"{name} is not the base's, though nothing changes it")
 
 
-def _refuse_inexact(name: str, before: Tensor, after: Tensor, changes: Sequence[Change], *, bias: bool) -> None:
+def _refuse_inexact(name: str, before: Tensor, after: Tensor, changes: Sequence[Change]) -> None:
     """Raise ValueError unless every value is one of the nearest that its dtype has to W + delta.
 
     A share of the norm would not do: a LoRA changes weights by less than bf16 rounds.
@@ -248,7 +205,7 @@ def _refuse_inexact(name: str, before: Tensor, after: Tensor, changes: Sequence[
         raise ValueError(f"{name} is not finite in {after.dtype}")
     exact = before.double()
     for change in changes:
-        exact = exact + change.bias.double() if bias and change.bias is not None else _again(exact, change)
+        exact = _with_bias(exact, change) if _is_bias(name) else _again(exact, change)
     rows = list(zip(exact.split(_ROWS), before.split(_ROWS), after.split(_ROWS), strict=True))
     largest = max(float((meant - old).abs().max()) for meant, old, _ in rows)
     wrong = 0

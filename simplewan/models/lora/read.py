@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from simplewan.errors import Problem, UserError, shorten
+from simplewan.errors import Problem, UserError, shorten, some
+from simplewan.headers import PICKLED, read_header, read_safetensors
 from simplewan.models.keys import to_original
 from simplewan.models.lora.change import LOHA, LOKR, LORA, WHOLE, Change
 from simplewan.models.lora.formats import Key, naming_of, parse_key
+from simplewan.recognition import KINDS, of_header
+from simplewan.recognition import LORA as LORA_KIND
 
 _FIX = "give a .safetensors file with keys such as diffusion_model.blocks.0.self_attn.q.lora_A.weight"
-_NAMED = 3
 # Where diffusers keeps PEFT's configuration of what it saves.
 ADAPTER_METADATA = "lora_adapter_metadata"
 _PEFT_FILE = "adapter_model.safetensors"
@@ -69,19 +71,36 @@ class LoraFile:
         return [f"{len(names)} {what}: {some(names)}" for what, names in lists.items() if names]
 
 
-def some(names: tuple[str, ...] | list[str]) -> str:
-    """The first of many names."""
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def lora_metadata_of(path: Path) -> Mapping[str, str]:
+    """A file's metadata. Raises UserError, which says what it is, for one that is known to be something else."""
+    pickled = path.suffix in PICKLED
+    try:
+        header = read_header(path) if pickled else read_safetensors(path)
+    except OSError as error:
+        raise UserError(Problem(str(path), f"cannot be read: {error.strerror}", fix=_FIX)) from error
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path.name} ")
+        fix = "copy or download it again" if "cut off" in message or "damaged" in message else _FIX
+        raise UserError(Problem(str(path), message, fix=fix)) from error
+    found = None if header is None else of_header(header)
+    if found is not None and found.kind != LORA_KIND:
+        what, belongs = KINDS[found.kind]
+        raise UserError(Problem(str(path), f"is {what}, expected a LoRA of a Wan transformer", fix=belongs))
+    if pickled or header is None:
+        what = "a file of PyTorch's" if found is None else "a LoRA in PyTorch's format"
+        fix = "such files are not read: give a .safetensors file, or write its tensors to one"
+        raise UserError(Problem(str(path), f"is {what}, expected a .safetensors file", fix=fix))
+    return header.metadata
 
 
 def examine_file(path: Path) -> LoraFile:
-    """Read a file, its faults noted. Raises UserError for what is no safetensors file."""
+    """Read a file, its faults noted. Raises UserError for what is no LoRA's safetensors file."""
+    metadata = lora_metadata_of(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise UserError(Problem(str(path), f"is no LoRA of a Wan transformer ({error})", fix=_FIX)) from error
+        raise UserError(Problem(str(path), f"is damaged ({error})", fix="copy or download it again")) from error
     return gather(path, tensors, metadata, _adapter_config(path, metadata))
 
 

@@ -6,7 +6,7 @@ The names are those of diffusers' WanTransformer3DModel itself, made without mem
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,26 +16,30 @@ from simplewan.models.lora.change import Change
 
 # The published models by their width.
 _PUBLISHED = {size.width: size for size in SIZES.values()}
+# What width and blocks alone do not tell apart.
+EITHER = "Wan 14B: 2.1, or an expert of 2.2 A14B"
 _IMAGE = "condition_embedder.image_embedder"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a file's shapes tell of its model; None where they do not. `blocks` counts up to the last changed."""
+    """What shapes tell of a model; None where they do not. Of a file, `blocks` counts up to the last changed."""
 
     width: int | None
     feed_forward: int | None
     blocks: int
     in_channels: int | None
     image: bool
+    whole: bool = False
 
     @property
     def model(self) -> str:
         """The model in words."""
         known = _PUBLISHED.get(self.width or 0)
-        if known is None:
-            return f"of no published size ({self.width or '?'} wide, at least {self.blocks} blocks)"
+        if known is None or (self.whole and self.blocks != known.blocks):
+            least = "" if self.whole else "at least "
+            return f"a model of no published size ({self.width or '?'} wide, {least}{self.blocks} blocks)"
         if self.image:
             return f"Wan 2.1 I2V {known.name} (CLIP's image tokens)"
         if self.in_channels == 36:
@@ -43,8 +47,14 @@ class Sizes:
         return {
             "1.3B": "Wan 2.1 T2V 1.3B",
             "5B": "Wan 2.2 TI2V 5B",
-            "14B": "Wan 14B: 2.1, or an expert of 2.2 A14B",
+            "14B": EITHER,
         }[known.name]
+
+    @property
+    def has_experts(self) -> bool | None:
+        """Whether a model of these sizes may be one of two experts; None of sizes that are not published."""
+        known = _PUBLISHED.get(self.width or 0)
+        return None if known is None else known.name == "14B" and not self.image
 
     def fault(self) -> str | None:
         """What in the shapes fits no model of this width."""
@@ -60,18 +70,26 @@ class Sizes:
 
 def sizes_of(changes: Sequence[Change]) -> Sizes:
     """What the shapes of the changes tell."""
-    shapes = {change.module: shape for change in changes if (shape := change.shape) is not None}
+    return _sizes({change.module: change.shape or () for change in changes})
+
+
+def sizes_of_model(shapes: Shapes) -> Sizes:
+    """What the shapes of all weights of a transformer tell."""
+    return replace(_sizes({name.removesuffix(".weight"): shape for name, shape in shapes.items()}), whole=True)
+
+
+def _sizes(shapes: Shapes) -> Sizes:
     width = feed_forward = None
     for module, shape in shapes.items():
         if "attn" in module and ".add_" not in module and len(shape) == 2:
             width = shape[1]
-        elif module.endswith("ffn.net.0.proj"):
+        elif module.endswith("ffn.net.0.proj") and shape:
             feed_forward, width = shape[:2]
-        elif module.endswith("ffn.net.2"):
+        elif module.endswith("ffn.net.2") and shape:
             width, feed_forward = shape[:2]
-    blocks = [int(change.module.split(".")[1]) for change in changes if change.module.startswith("blocks.")]
+    blocks = [int(module.split(".")[1]) for module in shapes if module.startswith("blocks.")]
     patch = shapes.get("patch_embedding", ())
-    image = any(".add_" in change.module or change.module.startswith(_IMAGE) for change in changes)
+    image = any(".add_" in module or module.startswith(_IMAGE) for module in shapes)
     return Sizes(width, feed_forward, max(blocks, default=-1) + 1, patch[1] if len(patch) == 5 else None, image)
 
 

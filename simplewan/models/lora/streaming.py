@@ -14,28 +14,44 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from simplewan.headers import read_header
+from simplewan.headers import read_safetensors
+from simplewan.models.wan.weights import SCALES, is_beside, scaled
 
-DTYPES = {
+_WRITTEN = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-TORCH = {name: dtype for dtype, name in DTYPES.items()}
+# What a tensor is written as; fp8 is made up to the next that holds a sum.
+_KEPT = {name: dtype for dtype, name in _WRITTEN.items()} | dict.fromkeys(("F8_E4M3", "F8_E5M2"), torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, told by the header alone."""
+    """A tensor in a file, told by the header alone. `scale` is that of an fp8 tensor, if it has one."""
 
     key: str
     file: Path
     shape: tuple[int, ...]
-    dtype: str
+    stored_as: str
+    scale: Stored | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is written as, unless another dtype is asked for."""
+        return _KEPT[self.stored_as]
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.stored_as not in _WRITTEN.values()
 
     def read(self) -> Tensor:
+        """The tensor; one of fp8 in float32, times its scale. Raises ValueError for a scale that does not fit."""
         with safe_open(self.file, framework="pt") as file:
-            return file.get_tensor(self.key)
+            value = file.get_tensor(self.key)
+        if self.scale is not None:
+            return scaled(value.float(), self.scale.read().float(), self.key)
+        return value.float() if self.is_fp8 else value
 
 
 @dataclass(frozen=True)
@@ -52,12 +68,20 @@ class Planned:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def stored_in(file: Path) -> list[Stored]:
-    """The tensors of a file. Raises ValueError for what is no safetensors file."""
-    header = read_header(file) if file.suffix == ".safetensors" else None
-    if header is None:
-        raise ValueError(f"{file} is no safetensors file")
-    return [Stored(key, file, info.shape, info.dtype) for key, info in header.tensors.items()]
+def stored_in(*files: Path) -> list[Stored]:
+    """The weights in files. Raises ValueError for what is no safetensors file, or holds numbers that are not read."""
+    every = [(key, file, info) for file in files for key, info in read_safetensors(file).tensors.items()]
+    beside = {key: Stored(key, file, info.shape, info.dtype) for key, file, info in every if is_beside(key)}
+    stored = []
+    for key, file, info in every:
+        if key in beside:
+            continue
+        if info.dtype not in _KEPT:
+            raise ValueError(f"{key} is stored as {info.dtype}: merge into bf16, fp16, fp32 or fp8 weights")
+        scales = (f"{key.removesuffix('.weight')}.{scale}" for scale in SCALES)
+        scale = next((beside[name] for name in scales if name in beside), None)
+        stored.append(Stored(key, file, info.shape, info.dtype, scale))
+    return stored
 
 
 def write_planned(path: Path, planned: Sequence[Planned], metadata: Mapping[str, str]) -> None:
@@ -66,7 +90,7 @@ def write_planned(path: Path, planned: Sequence[Planned], metadata: Mapping[str,
     offset = 0
     for item in planned:
         end = offset + item.num_bytes
-        header[item.key] = {"dtype": DTYPES[item.dtype], "shape": list(item.shape), "data_offsets": [offset, end]}
+        header[item.key] = {"dtype": _WRITTEN[item.dtype], "shape": list(item.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)

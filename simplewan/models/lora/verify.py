@@ -8,7 +8,6 @@ diffusers on use.
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from simplewan.models.lora.change import Change, product_norm
+from simplewan.models.lora.fit import misfit
 from simplewan.models.lora.skeleton import Shapes
 
 # What rounding to a dtype may change of a product of two matrices.
@@ -47,8 +47,11 @@ class LoraReport:
     ranks: tuple[int, ...]
     zero_modules: int
     smallest_norm: float
-    median_norm: float
     largest_norm: float
+
+    @property
+    def untrained(self) -> bool:
+        return self.zero_modules == self.modules
 
     def __str__(self) -> str:
         changes = f"changes {self.smallest_norm:.2g} to {self.largest_norm:.2g} of the weights"
@@ -103,7 +106,6 @@ def verify_lora_file(path: Path, transformer: nn.Module) -> LoraReport:
         ranks=tuple(sorted({pair["lora_A"].shape[0] for pair in pairs.values()})),
         zero_modules=sum(change == 0 for change in changes),
         smallest_norm=min(changes),
-        median_norm=statistics.median(changes),
         largest_norm=max(changes),
     )
 
@@ -132,20 +134,8 @@ def verify_export(
         error = _difference(parts, wanted[module])
         if not error <= TOLERANCE[dtype]:
             raise ValueError(f"{path.name}: {module} reads back {error:.2g} off")
-        _check_shape(path, wanted[module], shapes)
-
-
-def _check_shape(path: Path, change: Change, shapes: Shapes) -> None:
-    """That the model has the weight and the bias that are changed, in these shapes. Raises ValueError."""
-    weight = shapes.get(f"{change.module}.weight", shapes.get(change.module))
-    if weight is None:
-        raise ValueError(f"{path.name}: the model has no {change.module}")
-    size = torch.Size(weight).numel()
-    shape = change.shape
-    if shape is not None and (torch.Size(shape).numel() != size or shape[0] != weight[0]):
-        raise ValueError(f"{path.name}: {change.module} is {shape}, the model's is {weight}")
-    if change.bias is not None and tuple(change.bias.shape) != shapes.get(f"{change.module}.bias"):
-        raise ValueError(f"{path.name}: the model's {change.module} has no such bias")
+        if (fault := misfit(wanted[module], shapes)) is not None:
+            raise ValueError(f"{path.name}: {fault}")
 
 
 def _parse(path: Path, convention: str, shapes: Shapes) -> dict[str, dict[str, Tensor]]:

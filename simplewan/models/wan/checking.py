@@ -25,9 +25,7 @@ from simplewan.models.wan.sources import (
     source,
 )
 from simplewan.recognition import (
-    IMAGE_ENCODER,
-    LORA,
-    TEXT_ENCODER,
+    KINDS,
     TRANSFORMER,
     VAE,
     Found,
@@ -38,14 +36,6 @@ from simplewan.recognition import (
 
 _CONFIG_NAMES = {"tokenizer": "tokenizer_config.json", "image_processor": "preprocessor_config.json"}
 _KINDS = {"transformer": TRANSFORMER, "transformer_2": TRANSFORMER, "vae": VAE}
-# What a kind is called, and where it belongs.
-_NAMES = {
-    TRANSFORMER: ("a Wan transformer", "it belongs to pretrained_transformer_model_name_or_path"),
-    VAE: ("a Wan VAE", "it belongs to pretrained_vae_model_name_or_path"),
-    TEXT_ENCODER: ("a UMT5 text encoder", "it belongs to pretrained_t5_model_name_or_path"),
-    IMAGE_ENCODER: ("a CLIP image encoder", "it belongs to pretrained_image_encoder_model_name_or_path"),
-    LORA: ("a LoRA", "training starts from it with init_lora, `sample` puts it on with adapter"),
-}
 _READABLE = (None, "fp8", "fp8 scaled")
 _SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\.\w+)")
 _TIME = "take the published weights"
@@ -190,7 +180,7 @@ def missing_weights(folder: Path) -> str | None:
 
 
 def _wanted(place: Source) -> tuple[str, str]:
-    return _NAMES[_KINDS.get(place.part, place.part)]
+    return KINDS[_KINDS.get(place.part, place.part)]
 
 
 def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
@@ -202,7 +192,7 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
         return Problem("model", message, place.key, place.name, fix)
 
     if found.kind != _KINDS.get(place.part, place.part):
-        name, belongs = _NAMES[found.kind]
+        name, belongs = KINDS[found.kind]
         return [problem(f"is {name}, expected {_wanted(place)[0]}", belongs)]
     if found.kind == TRANSFORMER and (what := not_trained(found.task, found.in_channels)) is not None:
         return [problem(f"is {what}, which is not trained here", "give a T2V, I2V or TI2V model")]

@@ -44,6 +44,8 @@ OTHER_PLACES = {
 }
 BASE = "pretrained_model_name_or_path"
 TOKENIZER_TENSOR = "spiece_model"
+# How else a model is named, where nothing tells of one.
+NAME_CONFIGURATION = "or a configuration that does: example=mini, env=NAME or --config FILE"
 
 
 class ModelSource(Protocol):
@@ -111,7 +113,7 @@ def source(model: ModelSource, flavour: Flavour, part: str) -> Source:
     key = OTHER_PLACES[part] if own[part] or (base is None and flavour.repository and any(own.values())) else BASE
     name = own[part] or base or flavour.repository
     if not name:
-        fix = f"name the folder of a {flavour.name} model"
+        fix = f"name the folder of a {flavour.name} model, {NAME_CONFIGURATION}"
         raise UserError(Problem("model", "is needed: this flavour has no repository", key=key, fix=fix))
     where = None if subfolder == "none" else subfolder or part
     return Source(

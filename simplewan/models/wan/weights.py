@@ -19,9 +19,9 @@ from torch import Tensor
 
 from simplewan.headers import PICKLED, weight_files
 
-_SCALES = ("scale_weight", "weight_scale")
+SCALES = ("scale_weight", "weight_scale")
 # What stands beside the weights for those who compute in fp8.
-_BESIDE = (*_SCALES, "scale_input", "input_scale", "comfy_quant", "scaled_fp8")
+_BESIDE = (*SCALES, "scale_input", "input_scale", "comfy_quant", "scaled_fp8")
 
 
 class Weights:
@@ -29,20 +29,26 @@ class Weights:
 
     def __init__(self, readers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._readers = readers
-        self.names = tuple(name for name in readers if name.rpartition(".")[2] not in _BESIDE)
+        self.names = tuple(name for name in readers if not is_beside(name))
         self.shapes = {name: shapes[name] for name in self.names}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, scaled if it has a scale. Raises ValueError for a scale that does not fit, KeyError."""
         value = self._readers[name]()
         module = name.removesuffix(".weight")
-        for scale in _SCALES:
+        for scale in SCALES:
             if name.endswith(".weight") and f"{module}.{scale}" in self._readers:
-                return _scaled(value.float(), self._readers[f"{module}.{scale}"]().float(), name)
+                return scaled(value.float(), self._readers[f"{module}.{scale}"]().float(), name)
         return value
 
 
-def _scaled(value: Tensor, scale: Tensor, name: str) -> Tensor:
+def is_beside(name: str) -> bool:
+    """Whether a tensor is no weight, but belongs to those that are stored in fp8."""
+    return name.rpartition(".")[2] in _BESIDE
+
+
+def scaled(value: Tensor, scale: Tensor, name: str) -> Tensor:
+    """The weight that an fp8 tensor and its scale stand for, both float32. Raises ValueError if they do not fit."""
     if scale.numel() == 1:
         return value * scale.reshape(())
     if scale.ndim in (1, 2) and scale.numel() == value.shape[0]:
