@@ -1,4 +1,4 @@
-"""Settings that must stand before torch is imported (small kernels, other programs on the machine), and shared fixtures.
+"""What must be set before torch is imported (small kernels, other programs on the machine), and shared fixtures.
 
 What needs torch is imported inside the fixtures.
 """
@@ -47,10 +47,10 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated example: model/ and clips/. Nobody writes into it."""
+    """The generated example, where it lies in a SIMPLEWAN_CACHE; its caches are filled by whoever is first."""
     from simplewan.app.examples import prepare
 
-    folder = tmp_path_factory.mktemp("example") / "mini"
+    folder = tmp_path_factory.mktemp("generated") / "examples" / "mini"
     prepare("mini", folder)
     return folder
 

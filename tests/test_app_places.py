@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from projects import CLIPS, Project
 from serving import Fault, Proxy, proxy, s3_server
 
-from simplewan.app.examples import prepare
 from simplewan.caches.remote import RemoteShelf
 from simplewan.cli import main
 from simplewan.data.backends import trying
@@ -43,15 +41,8 @@ def relay(server: str) -> Iterator[Proxy]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("example") / "mini"
-    prepare("mini", folder)
-    return folder
-
-
 @pytest.fixture
-def project(example: Path, relay: Proxy, tmp_path: Path) -> Iterator[Project]:
+def project(example: Path, relay: Proxy, tmp_path: Path, fresh_accelerator: None) -> Project:
     """A project whose clips lie in a bucket, and so do its latents and texts."""
     project = Project(tmp_path, example / "model")
     bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"[:60].rstrip("-")
@@ -69,8 +60,7 @@ def project(example: Path, relay: Proxy, tmp_path: Path) -> Iterator[Project]:
         {**texts, **place},
         {**latents, **place},
     ]
-    yield project
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return project
 
 
 def losses(project: Project) -> list[float]:
