@@ -238,7 +238,7 @@ ALIASES: dict[str, str] = {
     "i2v-14b-2.1-480p": "i2v-14b-2.1",
     "i2v-720p-14b-2.1": "i2v-14b-2.1-720p",
     "i2v-14b-720p-2.1": "i2v-14b-2.1-720p",
-    "ti2v-5b": "ti2v-5b-2.2",
+    **dict.fromkeys(("ti2v", "ti2v-5b"), "ti2v-5b-2.2"),
     **{f"{task}-a14b": f"{task}-a14b-2.2" for task in ("t2v", "i2v")},
     **{
         _staged(f"{task}-14b-2.2", stage): _staged(f"{task}-a14b-2.2", stage)

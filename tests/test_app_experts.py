@@ -332,13 +332,17 @@ def test_an_epoch_is_one_pass_shared_by_both(run: Run, tmp_path: Path) -> None:
     assert len(records(tmp_path / "out", "metric")) == 12  # six clips
 
 
-def test_options_of_one_expert_need_both(
+def test_options_of_one_expert_count_when_it_is_trained(
     run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], place: Path
 ) -> None:
-    assert run("out", f"{BOTH}-low", "max_train_steps=1", "lora_rank_low=2", "expert_run_steps=3") == 0
+    own = ("lora_rank_low=2", "max_train_steps_low=1", "learning_rate_low=0.5")
+    assert run("out", f"{BOTH}-low", "max_train_steps=9", *own, "lora_rank_high=3", "expert_run_steps=3") == 0
     said = notice(tmp_path / "out", "not read in this run")
-    assert "lora_rank_low (needs a flavour that trains both experts" in said and "expert_run_steps" in said
-    assert lora(tmp_path / "out", "low")["diffusion_model.blocks.0.self_attn.q.lora_A.weight"].shape[0] == 4
+    assert "lora_rank_high (needs a flavour that trains the high-noise expert" in said and "expert_run_steps" in said
+    assert not any(option.partition("=")[0] in said for option in own)
+    assert lora(tmp_path / "out", "low")["diffusion_model.blocks.0.self_attn.q.lora_A.weight"].shape[0] == 2
+    (step,) = records(tmp_path / "out", "metric")  # its budget is one step
+    assert step["lr"] == 0.5
     start = tmp_path / "out" / "pytorch_lora_weights_low_noise.safetensors"
     capfd.readouterr()
     assert run("no", BOTH, "max_train_steps=1", f"init_lora={start}", "expert_share=1") == 2
@@ -346,7 +350,7 @@ def test_options_of_one_expert_need_both(
     assert "init_lora_low" in told and "expert_share" in told
     assert run("no", BOTH, "max_train_steps=1", "max_timestep=800") == 2
     assert "model_flavour=t2v-a14b-2.2-low" in capfd.readouterr().err
-    assert run("from", BOTH, "max_train_steps=1", f"init_lora_low={start}", "learning_rate=0") == 0
+    assert run("from", BOTH, "max_train_steps=1", "lora_rank_low=2", f"init_lora_low={start}", "learning_rate=0") == 0
     moved, began = lora(tmp_path / "from", "low"), lora(tmp_path / "out", "low")
     assert_equal(moved, began)
     assert run("no", BOTH, "max_train_steps=1", f"init_lora_high={tmp_path / 'nowhere.safetensors'}") == 2

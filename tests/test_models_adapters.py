@@ -11,7 +11,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from simplewan.app.roles import start_from_lora
+from simplewan.app.starts import start_from_lora
 from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
 from simplewan.models.adapters import (

@@ -81,3 +81,41 @@ def test_a_lora_of_another_model_starts_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"init_lora.*cannot be read: cut\.safetensors is cut off"):
         load_in(tmp_path, model_flavour="t2v-a14b-2.2-high", init_lora=str(tmp_path / "cut.safetensors"))
+
+
+def test_the_loras_of_experts_where_there_are_none(tmp_path: Path) -> None:
+    file = lora(tmp_path / "fox.safetensors")
+    for key in ("init_lora_high", "init_lora_low"):
+        with pytest.raises(UserError) as raised:
+            load_in(tmp_path, model_flavour="t2v-1.3b", **{key: str(file)})
+        (problem,) = raised.value.problems
+        assert problem.key == key and problem.fix == "name it with init_lora"
+    one = load_in(tmp_path, model_flavour="t2v-a14b-2.2-low", init_lora_high=str(tmp_path / "nowhere"), lora_rank_low=2)
+    (told,) = (notice.message for notice in one.notices if "not read" in notice.message)
+    assert "init_lora_high (needs a flavour that trains the high-noise expert and model_type lora)" in told
+    assert "lora_rank_low" not in told
+    with pytest.raises(UserError, match=r"init_lora_low.*is not there"):
+        load_in(tmp_path, model_flavour="t2v-a14b-2.2-low", init_lora_low=str(tmp_path / "nowhere"))
+
+
+def test_names_that_stand_for_both_experts_are_announced(tmp_path: Path) -> None:
+    told = [notice.message for notice in load_in(tmp_path, model_flavour="t2v-A14B").notices]
+    assert any(
+        "model_flavour t2v-A14B trains both experts of t2v-a14b-2.2; t2v-a14b-2.2-high or" in text for text in told
+    )
+    for name in ("t2v-a14b-2.2", "t2v-14b-2.2-high", "ti2v"):
+        told = [notice.message for notice in load_in(tmp_path, model_flavour=name).notices]
+        assert not any("trains both" in text for text in told)
+
+
+def test_a_share_in_percent_gets_a_hint(tmp_path: Path) -> None:
+    for value in (71, "71"):
+        with pytest.raises(UserError, match=r"must be at most 1; did you mean 0\.71\?"):
+            load_in(tmp_path, model_flavour="t2v-a14b-2.2", expert_share=value)
+    with pytest.raises(UserError, match=r"must be at most 1$"):
+        load_in(tmp_path, model_flavour="t2v-a14b-2.2", expert_share=710)
+
+
+def test_another_models_repository_names_the_flavour_that_fits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"or set model_flavour to t2v-a14b-2\.2$"):
+        load_in(tmp_path, model_flavour="ti2v-5b", pretrained_model_name_or_path="Wan-AI/Wan2.2-T2V-A14B")

@@ -333,19 +333,25 @@ def problem_with(file: Path, flavour: Any = T2V, part: str = "transformer") -> s
 
 
 @pytest.mark.parametrize(
-    ("shapes", "flavour", "message"),
+    ("shapes", "flavour", "message", "fits"),
     [
-        (wan(), T2V, "14B (5120 wide, 40 blocks), expected 1.3B"),
-        (wan("1.3b"), HIGH, "1.3B (1536 wide, 30 blocks), expected 14B"),
-        (wan(channels=36), HIGH, "other inputs (I2V): in_channels 36, expected 16"),
-        (wan("5b", 48), HIGH, "other inputs (TI2V): in_channels 48, expected 16"),
-        (wan(channels=36), I2V_21, "image_dim none, expected 1280"),
-        (wan(), find_flavour("i2v-a14b-2.2-high"), "other inputs (T2V): in_channels 16, expected 36"),
+        (wan(), T2V, "14B (5120 wide, 40 blocks), expected 1.3B", "t2v-480p-14b-2.1 or t2v-a14b-2.2"),
+        (wan("1.3b"), HIGH, "1.3B (1536 wide, 30 blocks), expected 14B", "t2v-480p-1.3b-2.1"),
+        (wan(channels=36), HIGH, "other inputs (I2V): in_channels 36, expected 16", "i2v-a14b-2.2"),
+        (wan("5b", 48), HIGH, "other inputs (TI2V): in_channels 48, expected 16", "ti2v-5b-2.2"),
+        (wan(channels=36), I2V_21, "image_dim none, expected 1280", "i2v-a14b-2.2"),
+        (
+            wan(),
+            find_flavour("i2v-a14b-2.2-high"),
+            "other inputs (T2V): in_channels 16, expected 36",
+            "t2v-480p-14b-2.1 or t2v-a14b-2.2",
+        ),
+        (wan() | {"patch_embedding.weight": (5120, 99, 1, 2, 2)}, T2V, "99 input channels", None),
     ],
 )
-def test_the_wrong_transformer(shapes: Any, flavour: Any, message: str, tmp_path: Path) -> None:
+def test_the_wrong_transformer(shapes: Any, flavour: Any, message: str, fits: str | None, tmp_path: Path) -> None:
     text = problem_with(write_header(tmp_path / "wan.safetensors", shapes), flavour)
-    assert message in text and "choose the model_flavour of this model" in text
+    assert message in text and (fits is None or f"choose the model_flavour {fits}, or a model of" in text)
 
 
 def test_the_wrong_kind_of_file(tmp_path: Path) -> None:

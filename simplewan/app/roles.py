@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +12,19 @@ from torch import Tensor, nn
 from simplewan.app.context import Context
 from simplewan.app.drawing import make_sampler
 from simplewan.app.fetching import Fetch
+from simplewan.app.starts import start_from_lora, start_key
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
-from simplewan.errors import Problem, UserError
 from simplewan.events import Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
 from simplewan.models.adapters import (
-    across_tasks,
     adapter_parameters,
-    adapter_scale,
     adapter_state,
     adapters_off,
     add_lora,
     load_adapter_state,
     train_fully,
 )
-from simplewan.models.lora.read import read_lora
 from simplewan.models.placement import own_memory
 from simplewan.models.wan.conditioning import extra_channels
 from simplewan.models.wan.forward import WanForward
@@ -110,9 +106,9 @@ def load_expert(context: Context, name: str) -> Expert:
         adapter = adapter_of(options, context.flavour, name)
         add_lora(transformer, adapter, seed=derive_seed(options.run.seed, name, "adapter"))
         if adapter.init_lora is not None:
-            remark = start_from_lora(transformer, adapter.init_lora)
-            if remark is not None:
-                context.say(f"init_lora {adapter.init_lora}: {remark}", warning=True)
+            key = start_key(options, context.flavour, name)
+            if (remark := start_from_lora(transformer, adapter.init_lora, key)) is not None:
+                context.say(f"{key} {adapter.init_lora}: {remark}", warning=True)
     transformer.to(context.device).train()
     own_memory(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"
@@ -172,22 +168,6 @@ def make_predict(context: Context, transformer: nn.Module, *, merge_padding: boo
             )
 
     return predict
-
-
-def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
-    """Put a LoRA file's weights into the adapter; returns what to say if it is of T2V and the base of I2V, or so.
-
-    Raises UserError when rank or targets differ.
-    """
-    state, remark = across_tasks(transformer, read_lora(path)[0])
-    scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
-    unfolded = {key: value / scale if ".lora_B." in key else value for key, value in state.items()}
-    try:
-        load_adapter_state(transformer, unfolded)
-    except ValueError as error:
-        fix = "use the lora_rank and lora_targets that it was trained with"
-        raise UserError(Problem("config", f"does not fit: {error}", "init_lora", str(path), fix)) from error
-    return remark
 
 
 def make_role(

@@ -18,6 +18,7 @@ from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
 from simplewan.app.roles import Expert, load_expert, make_role
 from simplewan.app.scaling import LossScales
+from simplewan.app.starts import check_adapters
 from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
 from simplewan.checkpoints.files import remove_leftovers
@@ -45,6 +46,7 @@ def train(loaded: Loaded) -> int:
     options = loaded.options
     output = Path(options.run.output_dir)
     check_files(options.model, loaded.flavour, with_other_stage=options.validation.loads_other_stage)
+    check_adapters(options, loaded.flavour)
     with (
         OutputLock(output),
         SignalWatch(max_seconds=options.run.max_train_seconds, started=started) as signals,

@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -163,21 +163,18 @@ def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor], name
             parameters[key].copy_(value)
 
 
-def across_tasks(
-    transformer: nn.Module, state: Mapping[str, Tensor], name: str = DEFAULT_ADAPTER
-) -> tuple[dict[str, Tensor], str | None]:
-    """A LoRA's weights for the adapter `name` when only the linears for CLIP's image tokens differ, and what to say.
+def across_tasks(wanted: Collection[str], given: Collection[str]) -> tuple[list[str], list[str], str | None]:
+    """What a LoRA of the names `given` lacks of `wanted` and has besides when only linears for CLIP's image tokens
+    differ, and what to say.
 
     Wan 2.1 I2V has them and no other model: an adapter of T2V leaves them as they begin, and one of I2V loses its own.
     """
-    parameters = adapter_parameters(transformer, name)
-    missing = [key for key in parameters if key not in state and _is_of_image(key)]
-    unused = [key for key in state if key not in parameters and _is_of_image(key)]
-    fitted = {key: value for key, value in state.items() if key not in unused}
-    fitted |= {key: parameters[key].detach().to("cpu", copy=True) for key in missing}
+    missing = [key for key in wanted if key not in given and _is_of_image(key)]
+    unused = [key for key in given if key not in wanted and _is_of_image(key)]
+    remark = f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
     if missing:
-        return fitted, f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"
-    return fitted, f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
+        remark = f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"
+    return missing, unused, remark
 
 
 def _is_of_image(key: str) -> bool:

@@ -11,9 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from simplewan.errors import Problem
-from simplewan.flavours import ALIASES, FLAVOURS, HIGH, LOW, Flavour, find_flavour, of_repository, unsupported
+from simplewan.flavours import (
+    ALIASES,
+    EXPERT_SUBFOLDER,
+    FLAVOURS,
+    HIGH,
+    LOW,
+    Flavour,
+    find_flavour,
+    of_repository,
+    unsupported,
+)
 from simplewan.options.catalogue import Options
-from simplewan.options.experts import budgets_of
+from simplewan.options.experts import budgets_of, has_own
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
@@ -35,6 +45,11 @@ def choose_flavour(
         message, fix = _unknown_flavour(name)
         findings.problem(found["model_flavour"].where, message, key="model_flavour", value=name, fix=fix)
         return None
+    if name.lower() != flavour.name and flavour.trains_both:
+        where, both = found["model_flavour"].where, flavour.name
+        findings.inform(
+            f"{where}: model_flavour {name} trains both experts of {both}; {both}-high or {both}-low trains one"
+        )
     base = options.model.pretrained_model_name_or_path
     rows = of_repository(base) if base else ()
     if base and not paths(Path(base)).exists() and (what := unsupported(base)) is not None:
@@ -45,7 +60,9 @@ def choose_flavour(
             f"is another model than model_flavour {flavour.name}",
             key=BASE,
             value=base,
-            fix="leave it out (the flavour's repository is taken), or change model_flavour",
+            fix=f"leave it out ({flavour.repository} is taken), or set model_flavour to {rows[0].name}"
+            if flavour.repository
+            else f"set model_flavour to {rows[0].name}",
         )
     return flavour
 
@@ -158,7 +175,7 @@ def _check_length(
 ) -> None:
     run, optimizer = options.run, options.optimizer
     budgets = budgets_of(options, flavour) if flavour is not None else {}
-    ends_with_budgets = len(budgets) > 1
+    ends_with_budgets = flavour is not None and set(budgets) == set(flavour.trained_experts)
     if {"max_train_steps", "num_train_epochs"} & {problem.key for problem in findings.problems}:
         return
     if not run.max_train_steps and not run.num_train_epochs and not ends_with_budgets:
@@ -216,8 +233,15 @@ def _check_timesteps(
 def _check_experts(
     options: Options, where: Mapping[str, str], config: str, flavour: Flavour | None, findings: Findings
 ) -> None:
-    """What concerns a run of both experts alone."""
-    if flavour is None or not flavour.trains_both:
+    """What concerns the two experts: starts of one where there is one transformer, and a run of both."""
+    if flavour is None:
+        return
+    if flavour.boundary is None and options.model.model_type == "lora":
+        for expert in EXPERT_SUBFOLDER:
+            if (start := getattr(options.experts, key := f"init_lora_{expert}")) is not None:
+                message, fix = f"has no meaning: {flavour.name} has one transformer", "name it with init_lora"
+                findings.problem(where.get(key, config), message, key=key, value=str(start), fix=fix)
+    if not flavour.trains_both:
         return
     if options.model.model_type == "lora" and options.adapter.init_lora is not None:
         findings.problem(
@@ -268,8 +292,8 @@ def _check_files(
     needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
     if training and options.model.model_type == "lora":
         needed["init_lora"] = adapter.init_lora
-        if flavour is not None and flavour.trains_both:
-            needed |= {key: getattr(options.experts, key) for key in ("init_lora_high", "init_lora_low")}
+        own = [f"init_lora_{expert}" for expert in EXPERT_SUBFOLDER if flavour is not None and has_own(flavour, expert)]
+        needed |= {key: getattr(options.experts, key) for key in own}
         needed["lycoris_config"] = adapter.lycoris_config if adapter.lora_type == "lycoris" else None
     if training and isinstance(options.reporting.webhook_config, Path):
         needed["webhook_config"] = options.reporting.webhook_config

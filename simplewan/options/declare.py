@@ -20,8 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 META = "option"
 # Conditions that are no options: they follow from the flavour.
 BOTH_EXPERTS = "both_experts"
+OF_EXPERT = {"high": "of_high", "low": "of_low"}
 HOLDS_FIRST_FRAME = "holds_first_frame"
-FACTS = {BOTH_EXPERTS: "a flavour that trains both experts", HOLDS_FIRST_FRAME: "a flavour of TI2V"}
+FACTS = {
+    BOTH_EXPERTS: "a flavour that trains both experts",
+    **{fact: f"a flavour that trains the {expert}-noise expert" for expert, fact in OF_EXPERT.items()},
+    HOLDS_FIRST_FRAME: "a flavour of TI2V",
+}
 # Values that ask for nothing: a switch that holds one of them is off.
 OFF = (None, False, 0, "", "none", "no_change", "no", "off")
 

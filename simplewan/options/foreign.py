@@ -181,7 +181,10 @@ _RENAMED = {
     "lora_initialisation_style": "lora_init_type",
     "lora_target_modules": "lora_targets",
     "peft_lora_target_modules": "lora_targets",
-    "pretrained_transformer_name_or_path": "pretrained_transformer_model_name_or_path",
+    **dict.fromkeys(
+        ("pretrained_transformer", "pretrained_transformer_name_or_path"), "pretrained_transformer_model_name_or_path"
+    ),
+    "pretrained_transformer_2": "pretrained_transformer_2_model_name_or_path",
     "training_num_processes": "num_processes",
     "validation_epochs": "validation_epoch_interval",
     "validation_steps": "validation_step_interval",

@@ -132,7 +132,8 @@ def _message(item: Any, declared: Declared | None, *, several: bool) -> tuple[st
     kind, context = item["type"], item.get("ctx", {})
     if kind in _LIMITS and not several:
         words, name = _LIMITS[kind]
-        return f"{words} {context[name]:g}", None
+        percent = name == "le" and context[name] == 1 and (number := float(item["input"])) <= 100
+        return f"{words} {context[name]:g}", f"did you mean {number / 100:g}?" if percent else None
     if kind == "value_error":
         cause = context["error"]
         if not isinstance(cause, ChoiceError):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from simplewan.flavours import Flavour, other_model
 from simplewan.headers import read_header
 from simplewan.options.catalogue import Options
-from simplewan.options.experts import adapter_of
+from simplewan.options.experts import adapter_of, has_own
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings
 from simplewan.recognition import told_by
@@ -27,7 +27,8 @@ def check_starts(
         start = adapter_of(options, flavour, expert).init_lora
         if start is None or not paths(start).is_file():  # one that is not there is told with the other files
             continue
-        key = f"init_lora_{expert}" if flavour.trains_both and f"init_lora_{expert}" in where else "init_lora"
+        own = f"init_lora_{expert}"
+        key = own if has_own(flavour, expert) and own in where else "init_lora"
         place, file = where.get(key, config), paths(start)
         try:
             header = read_header(file)

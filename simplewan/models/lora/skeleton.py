@@ -107,15 +107,16 @@ def shapes_told(changes: Sequence[Change]) -> Shapes:
 
 def shapes_of(config: Mapping[str, Any]) -> Shapes:
     """The weights of a transformer, from diffusers' configuration of it."""
-    return {name: tuple(parameter.shape) for name, parameter in _skeleton(config).named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in empty_model(config).named_parameters()}
 
 
 def config_text(config: Mapping[str, Any]) -> str:
     """A config.json that says all that diffusers' own would."""
-    return str(_skeleton(config).to_json_string())
+    return str(empty_model(config).to_json_string())
 
 
-def _skeleton(config: Mapping[str, Any]) -> Any:
+def empty_model(config: Mapping[str, Any]) -> Any:
+    """A WanTransformer3DModel without memory, from diffusers' configuration of it."""
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, SIZES, Flavour, Size, not_trained
+from simplewan.flavours import EXPERT_SUBFOLDER, FLAVOURS, HIGH, LOW, SIZES, Flavour, Size, not_trained
 from simplewan.headers import PICKLED, WEIGHT_ENDINGS, weight_files
 from simplewan.models.wan.sources import (
     OTHER_PLACES,
@@ -195,7 +195,8 @@ def _wanted(place: Source) -> tuple[str, str]:
 
 def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
     """What was found against what the flavour needs; what is not known is not compared."""
-    fix = f'choose the model_flavour of this model, or a model of flavour "{flavour.name}"'
+    fitting = " or ".join(_fitting(found)) or "of this model"
+    fix = f'choose the model_flavour {fitting}, or a model of flavour "{flavour.name}"'
 
     def problem(message: str, fix: str = fix) -> Problem:
         return Problem("model", message, place.key, place.name, fix)
@@ -222,6 +223,22 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
     if found.kind == VAE and found.latent_channels not in (None, latents):
         problems.append(problem(f"has another VAE: z_dim {found.latent_channels}, expected {latents}"))
     return problems
+
+
+def _fitting(found: Found) -> list[str]:
+    """The models, by their flavours' names, that a transformer of a published size may be of."""
+    if found.kind != TRANSFORMER:
+        return []
+    rows = [
+        row
+        for row in FLAVOURS.values()
+        if expected_transformer_size(row) == found.size is not None
+        and row.in_channels == found.in_channels
+        and found.image_dim is not None
+        and row.clip_conditioning == bool(found.image_dim)
+        and (found.expert is None or row.boundary is not None)
+    ]
+    return list(dict.fromkeys(row.model_name for row in rows))
 
 
 def _transformer_differences(found: Found, flavour: Flavour) -> list[str]:

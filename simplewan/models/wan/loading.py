@@ -22,7 +22,9 @@ from simplewan.models.wan.original import (
     build_text_encoder,
     build_transformer,
     build_vae,
+    described_config,
     is_unused,
+    transformer_config,
 )
 from simplewan.models.wan.sources import (
     TOKENIZER_TENSOR,
@@ -30,6 +32,7 @@ from simplewan.models.wan.sources import (
     Source,
     fingerprint,
     needs_image_embeds,
+    part_config,
     part_path,
     source,
 )
@@ -50,6 +53,7 @@ __all__ = [
     "needs_image_embeds",
     "size_remark",
     "text_encoder_fingerprint",
+    "transformer_configuration",
     "vae_fingerprint",
 ]
 
@@ -72,6 +76,23 @@ def load_transformer(model: ModelSource, flavour: Flavour, expert: str, dtype: t
 def locate_transformer(model: ModelSource, flavour: Flavour, expert: str) -> Path:
     """Where the transformer of `expert` lies on this machine, downloaded if need be and looked at. Raises UserError."""
     return _checked(source(model, flavour, EXPERT_SUBFOLDER[expert]), flavour)
+
+
+def transformer_configuration(model: ModelSource, flavour: Flavour, expert: str) -> Mapping[str, Any] | None:
+    """diffusers' configuration of the transformer of `expert`, without its weights.
+
+    None where it is not told before the weights are read: by a pickled file, or a repository of single files. Raises
+    UserError.
+    """
+    place = source(model, flavour, EXPERT_SUBFOLDER[expert])
+    if place.is_local:
+        with _reading(place):
+            if recognise(part_path(place)) is None:
+                return None
+            return described_config(part_path(place), configs=[base_config(model, place.part)])
+    config = read_config(part_config(place))
+    found = of_config(config)
+    return None if found is None else transformer_config(found, [config])
 
 
 def _is_for_diffusers(path: Path) -> bool:

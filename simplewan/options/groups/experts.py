@@ -1,12 +1,13 @@
-"""Options of a run that trains both experts of Wan 2.2: whose turn it is, what each has of its own, where one waits."""
+"""Options of Wan 2.2's two experts: what each has of its own, and where both are trained, turns and waiting."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from simplewan.options.declare import BOTH_EXPERTS, Group, option
+from simplewan.options.declare import BOTH_EXPERTS, OF_EXPERT, Group, option
 
-_LORA = f"{BOTH_EXPERTS}&model_type=lora"
+_HIGH, _LOW = OF_EXPERT["high"], OF_EXPERT["low"]
+_LORA_HIGH, _LORA_LOW = f"{_HIGH}&model_type=lora", f"{_LOW}&model_type=lora"
 _EXPERTS = {"high": "high-noise", "low": "low-noise"}
 
 
@@ -15,7 +16,7 @@ def _own(key: str, expert: str) -> str:
 
 
 def _budget(expert: str) -> str:
-    return f"Most steps of the {_EXPERTS[expert]} expert, after which the other goes on alone; 0 is off."
+    return f"Most steps of the {_EXPERTS[expert]} expert, after which the other, if trained, goes on alone; 0 is off."
 
 
 def _start(expert: str) -> str:
@@ -43,26 +44,25 @@ class ExpertOptions(Group):
     idle_expert: str = option(
         "auto",
         choices=("auto", "stay", "cpu", "disk"),
+        aliases={"gpu": "stay", "cuda": "stay", "device": "stay", "ram": "cpu"},
         applies=BOTH_EXPERTS,
         restart_safe=True,
         help="Where the expert waits whose turn it is not: it may stay on the device, or wait in the machine's memory "
         "or in a file below output_dir. auto looks at what there is room for. The result is the same.",
     )
     max_train_steps_high: int = option(
-        0, minimum=0, unit="steps", applies=BOTH_EXPERTS, restart_safe=True, help=_budget("high")
+        0, minimum=0, unit="steps", applies=_HIGH, restart_safe=True, help=_budget("high")
     )
-    max_train_steps_low: int = option(
-        0, minimum=0, unit="steps", applies=BOTH_EXPERTS, restart_safe=True, help=_budget("low")
-    )
+    max_train_steps_low: int = option(0, minimum=0, unit="steps", applies=_LOW, restart_safe=True, help=_budget("low"))
     learning_rate_high: float | None = option(
-        None, minimum=0, applies=BOTH_EXPERTS, restart_safe=True, help=_own("learning_rate", "high")
+        None, minimum=0, applies=_HIGH, restart_safe=True, help=_own("learning_rate", "high")
     )
     learning_rate_low: float | None = option(
-        None, minimum=0, applies=BOTH_EXPERTS, restart_safe=True, help=_own("learning_rate", "low")
+        None, minimum=0, applies=_LOW, restart_safe=True, help=_own("learning_rate", "low")
     )
-    lora_rank_high: int | None = option(None, minimum=1, applies=_LORA, help=_own("lora_rank", "high"))
-    lora_rank_low: int | None = option(None, minimum=1, applies=_LORA, help=_own("lora_rank", "low"))
-    lora_alpha_high: float | None = option(None, minimum=1e-3, applies=_LORA, help=_own("lora_alpha", "high"))
-    lora_alpha_low: float | None = option(None, minimum=1e-3, applies=_LORA, help=_own("lora_alpha", "low"))
-    init_lora_high: Path | None = option(None, applies=_LORA, help=_start("high"))
-    init_lora_low: Path | None = option(None, applies=_LORA, help=_start("low"))
+    lora_rank_high: int | None = option(None, minimum=1, applies=_LORA_HIGH, help=_own("lora_rank", "high"))
+    lora_rank_low: int | None = option(None, minimum=1, applies=_LORA_LOW, help=_own("lora_rank", "low"))
+    lora_alpha_high: float | None = option(None, minimum=1e-3, applies=_LORA_HIGH, help=_own("lora_alpha", "high"))
+    lora_alpha_low: float | None = option(None, minimum=1e-3, applies=_LORA_LOW, help=_own("lora_alpha", "low"))
+    init_lora_high: Path | None = option(None, applies=_LORA_HIGH, help=_start("high"))
+    init_lora_low: Path | None = option(None, applies=_LORA_LOW, help=_start("low"))
