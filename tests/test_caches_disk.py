@@ -95,7 +95,7 @@ def test_another_error_of_the_disk_is_not_explained_away(tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, sys
-from tests.test_caches_disk import run
+from test_caches_disk import run
 from simplewan.caches.store import Store
 from simplewan.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -19,6 +19,15 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import (
+    CLIP_DIM,
+    Model,
+    save_tiny_image_model,
+    tiny_clip,
+    tiny_image_pipeline,
+    tiny_vae,
+    tiny_vae_ti2v,
+)
 from transformers import CLIPVisionModel
 
 from simplewan.data.loading import to_pixels
@@ -44,15 +53,6 @@ from simplewan.models.wan.loading import (
     needs_image_embeds,
 )
 from simplewan.models.wan.vae import encode
-from tests.tiny import (
-    CLIP_DIM,
-    Model,
-    save_tiny_image_model,
-    tiny_clip,
-    tiny_image_pipeline,
-    tiny_vae,
-    tiny_vae_ti2v,
-)
 
 CLOSE, SHAPED = 1e-6, 1e-5
 HEIGHT, WIDTH, FRAMES = 32, 64, 9
