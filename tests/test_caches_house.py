@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import user
 
 from simplewan.caches import house, shards, shelves
 from simplewan.caches.fill import ItemError, fill
@@ -189,27 +188,11 @@ def test_a_folder_that_is_tidied_up_is_waited_for_a_while(tmp_path, monkeypatch)
     Store(tmp_path)
 
 
-USER = """
-import sys, time
-from simplewan.caches.store import Store
-store = Store(sys.argv[1])
-print("open", flush=True)
-time.sleep(60)
-"""
-
-
 def test_a_killed_user_keeps_nobody_out(tmp_path):
     store = Store(tmp_path)
     put(store, "a", "b")
-    user = subprocess.Popen([sys.executable, "-c", USER, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        assert user.stdout.readline() == b"open\n"
-        with pytest.raises(UserError, match="in use"):
-            prune(store, {"a"})
-    finally:
-        user.kill()
-        user.wait()
-        user.stdout.close()
+    with user(lambda: Store(tmp_path)), pytest.raises(UserError, match="in use"):
+        prune(store, {"a"})
     prune(store, {"a"})
     assert len(files(tmp_path)) == 1
 
