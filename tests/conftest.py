@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from projects import Project
 
 settle_environment(os.environ)
-# No test cuts the power, and a kill loses nothing that was written: waiting for the disk would take a tenth of all time.
+# No test cuts the power, and a kill loses nothing that was written: waiting for the disk would take a tenth of the time
 os.fsync = lambda _descriptor: None
 # The same examples every time; HYPOTHESIS_PROFILE=explore looks further.
 settings.register_profile("steady", derandomize=True, deadline=None)
