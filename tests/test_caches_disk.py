@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from caching import fill_quietly
 
 from simplewan.caches import shards
-from simplewan.caches.fill import fill
 from simplewan.caches.house import prune, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.remote import RemoteShelf
 from simplewan.caches.store import Store
 from simplewan.data.backends import LocalBackend
 from simplewan.errors import UserError
-from simplewan.events import silent
 
 ITEMS = [Item(f"i{n}", {"content": n}) for n in range(8)]
 
@@ -33,17 +32,7 @@ def run(store: Store, *, size: int = 100, encoded: list[str] | None = None):
             encoded.extend(item.name for item in group)
         return [torch.full((size,), float(item.components["content"])) for item in group]
 
-    return fill(
-        store,
-        ITEMS,
-        encode,
-        batch_size=1,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=2,
-    )
+    return fill_quietly(store, ITEMS, encode, flush_records=2)
 
 
 @pytest.mark.parametrize("call", ["write", "sync", "replace"])
@@ -95,6 +84,7 @@ def test_another_error_of_the_disk_is_not_explained_away(tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, sys
+sys.path.insert(0, "tests")
 from test_caches_disk import run
 from simplewan.caches.store import Store
 from simplewan.errors import UserError

@@ -9,22 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from caching import fill_quietly, origin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import user
 
 from simplewan.caches import house, shards, shelves
-from simplewan.caches.fill import ItemError, fill
+from simplewan.caches.fill import ItemError
 from simplewan.caches.groups import encode_groups
 from simplewan.caches.house import Stale, compact, prune, set_aside, sizes, stale, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.errors import Interrupted, UserError
-from simplewan.events import silent
-
-
-def origin(name: str, **components: object) -> dict:
-    return {"names": [name], "components": {"content": name, **components}}
 
 
 def value(key: str) -> torch.Tensor:
@@ -51,17 +47,7 @@ def run(store: Store, items: list[Item], *, batch_size: int = 1, bad: str = "", 
             encoded.extend(item.name for item in group)
         return [torch.full((60,), float(int(item.key[:5], 16) % 1000)) for item in group]
 
-    return fill(
-        store,
-        items,
-        encode,
-        batch_size=batch_size,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=3,
-    )
+    return fill_quietly(store, items, encode, batch_size=batch_size, flush_records=3)
 
 
 def items_of(count: int, **changes: object) -> list[Item]:
