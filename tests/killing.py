@@ -84,8 +84,11 @@ def user(take: Callable[[], object]) -> Iterator[int]:
     taken = multiprocessing.get_context("fork").SimpleQueue()
 
     def hold() -> None:
-        thing = take()
-        taken.put(thing is not None)
+        thing = None
+        try:
+            thing = take()
+        finally:
+            taken.put(thing is not None)
         signal.pause()
 
     process = multiprocessing.get_context("fork").Process(target=hold)

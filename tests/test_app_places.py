@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import pytest
 from projects import CLIPS, Project
-from serving import Fault, Proxy, proxy, s3_server
+from serving import Fault, Proxy, no_account, proxy, s3_server
 
 from simplewan.caches.remote import RemoteShelf
 from simplewan.cli import main
-from simplewan.data.backends import trying
 from simplewan.data.backends.s3 import S3Backend
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_region_name": "us-east-1"}
@@ -24,15 +22,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        patch.setenv("no_proxy", "127.0.0.1")
-        patch.setattr(trying, "FIRST_WAIT_SECONDS", 0.005)
+    with no_account() as patch, s3_server() as address:
         patch.setitem(RemoteShelf.__init__.__kwdefaults__, "first_delay_seconds", 0.005)
-        with s3_server() as address:
-            yield address
+        yield address
 
 
 @pytest.fixture
