@@ -77,7 +77,7 @@ def check_files(
     other = flavour.other_stage
     if with_other_stage and other is not None:
         for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
-            fix = "give the model that part, or set wan_validation_load_other_stage, which needs it, to false"
+            fix = f"{problem.fix}; or set wan_validation_load_other_stage, which needs it, to false"
             if problem not in problems:  # a model that is not there at all is told once
                 problems.append(replace(problem, fix=fix))
     if flavour.boundary is not None and wanted and not problems:
