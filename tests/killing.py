@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,29 @@ def _attempt(
     if point is not None:
         point.arm()
     sys.exit(function(*arguments))
+
+
+@contextmanager
+def user(take: Callable[[], object]) -> Iterator[int]:
+    """A process, forked from this one, that has called `take`, and is killed at the end of the block; its id."""
+    taken = multiprocessing.get_context("fork").SimpleQueue()
+
+    def hold() -> None:
+        thing = None
+        try:
+            thing = take()
+        finally:
+            taken.put(thing is not None)
+        signal.pause()
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    assert taken.get() and process.pid is not None
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.join()
 
 
 def train(*arguments: str) -> int:

@@ -77,7 +77,7 @@ class Project:
         self.datasets: list[dict[str, Any]] = []
         for name in CLIPS:
             place = {"instance_data_dir": str(folder / name), "cache_dir_vae": str(folder / "cache" / "vae" / name)}
-            self.datasets.append({**video, "id": name, **place})
+            self.datasets.append({**video, "id": name, "video": {"num_frames": 5}, **place})
         self.datasets.append({**texts, "cache_dir": str(folder / "cache" / "text")})
         self.starts = 0
 
@@ -89,6 +89,10 @@ class Project:
         self.file(dataset, "").mkdir(parents=True, exist_ok=True)
         for ending in (".mp4", ".txt"):
             shutil.copy2(source / f"{clip}{ending}", self.file(dataset, f"{clip}{ending}"))
+
+    def forget(self) -> None:
+        """Empty the caches."""
+        shutil.rmtree(self.folder / "cache")
 
     def start(self, *overrides: str, anew: bool = True) -> Work:
         """`simpletuner train` into a new output folder (or that of the last start), watched."""

@@ -12,7 +12,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from simplewan.data.backends import trying
+
 HEADERS_OF_A_HOP = ("connection", "transfer-encoding", "keep-alive")
+
+
+@contextmanager
+def no_account() -> Iterator[pytest.MonkeyPatch]:
+    """No keys, no profile and no metadata service: nothing reaches out; and nobody waits long for another try."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
+            patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("no_proxy", "127.0.0.1")
+        patch.setattr(trying, "FIRST_WAIT_SECONDS", 0.005)
+        yield patch
 
 
 @contextmanager

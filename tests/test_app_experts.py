@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
+from runs import notice, records, start, write_tiny_run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import save_tiny_image_model, save_tiny_model
+from tiny import save_tiny_image_model
 
 from simplewan.app import idle, roles
 from simplewan.app.drawing import longest, step_limits
 from simplewan.app.hooks import SaveHook
 from simplewan.app.idle import IdleExperts
 from simplewan.app.rendering import Turns
-from simplewan.cli import main
-from simplewan.mini.clips import write_dataset
 from simplewan.models.placement import Placement
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.flow import resolution_shift, share_within
@@ -49,55 +47,21 @@ Run = Callable[..., int]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model of two experts, six clips and a configuration."""
     folder = tmp_path_factory.mktemp("experts")
-    save_tiny_model(folder / "model", two_experts=True)
-    write_dataset(folder / "clips", seed=1, count=6)
-    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(folder / "clips"), "resolution": 64}
-    (folder / "data.json").write_text(json.dumps([{**entry, "video": {"num_frames": 5}}]))
-    config = {
-        "pretrained_model_name_or_path": str(folder / "model"),
-        "data_backend_config": str(folder / "data.json"),
-        "cache_dir": str(folder / "cache"),
-        "mixed_precision": "no",
-        "vae_dtype": "fp32",
-        "lora_rank": 4,
-        "lora_dropout": 0.1,
-        "caption_dropout_probability": 0.3,
-        "learning_rate": 1e-2,
-        "validation_disable": True,
-        "validation_prompt": "a red circle moves left",
-        "validation_resolution": "64x64",
-        "validation_num_video_frames": 5,
-        "validation_num_inference_steps": 3,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    dropout = {"lora_dropout": 0.1, "caption_dropout_probability": 0.3}
+    write_tiny_run(folder, two_experts=True, clips=6, **dropout, learning_rate=1e-2)
     return folder
 
 
 @pytest.fixture
-def run(place: Path, tmp_path: Path) -> Iterator[Run]:
-    def train(output: str, *arguments: str) -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return main(["train", "--config", str(place / "config.json"), f"output_dir={tmp_path / output}", *arguments])
-
-    yield train
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["type"] == kind]
+def run(place: Path, tmp_path: Path, fresh_accelerator: None) -> Run:
+    config = str(place / "config.json")
+    return lambda output, *arguments: start("train", "--config", config, f"output_dir={tmp_path / output}", *arguments)
 
 
 def metrics(folder: Path, role: str) -> list[tuple[float, float, float, list[str]]]:
     """What each step of a role came to."""
     found = [record for record in records(folder, "metric") if record["role"] == role]
     return [(record["loss"], record["grad_norm"], record["lr"], record["samples"]) for record in found]
-
-
-def notice(folder: Path, *words: str) -> str:
-    """The last notice that has all these words."""
-    said = [record["message"] for record in records(folder, "notice")]
-    return [text for text in said if all(word in text for word in words)][-1]
 
 
 def lora(folder: Path, role: str) -> dict[str, torch.Tensor]:
@@ -368,9 +332,8 @@ def test_sample_renders_with_what_both_have_learned(
     monkeypatch.setattr(Turns, "predict", lambda self, *rest: (asked.append(rest[-1]), predict(self, *rest))[1])
 
     def sample(name: str, *arguments: str) -> bytes:
-        AcceleratorState._reset_state(reset_partial_state=True)
         command = ["sample", "--config", str(place / "config.json"), BOTH, f"output_dir={tmp_path / 'out'}"]
-        assert main([*command, f"output={tmp_path / name}", "prompt=a red circle", *arguments]) == 0
+        assert start(*[*command, f"output={tmp_path / name}", "prompt=a red circle", *arguments]) == 0
         return next((tmp_path / name).glob("*.mp4")).read_bytes()
 
     trained = sample("trained")

@@ -24,6 +24,7 @@ from simplewan.models.lora import merge as merge_module
 from simplewan.models.lora.change import Change
 from simplewan.models.lora.write import lora_metadata
 
+pytestmark = pytest.mark.usefixtures("apart")
 FLAVOUR = find_flavour("t2v-mini")
 CLOSE = 2e-6
 
@@ -31,12 +32,6 @@ CLOSE = 2e-6
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("export") / "model", two_experts=True)
-
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ENV", raising=False)
 
 
 def run_folder(folder: Path = Path("run")) -> dict[str, dict]:

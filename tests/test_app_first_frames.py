@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from runs import losses, notices, start
 from safetensors.torch import load_file
+from tiny import save_tiny_image_model
 
 from simplewan.app import roles
 from simplewan.app.preparing import eval_batches
 from simplewan.batches.batch import Batch
-from simplewan.cli import main
 from simplewan.data.media import decode_frames
 from simplewan.mini.clips import write_dataset
 from simplewan.models.wan.conditioning import extra_channels
-from tests.tiny import save_tiny_image_model
 
 FLAVOURS = {"2.1": "i2v-14b-2.1", "2.2": "i2v-a14b-2.2-low", "ti2v": "ti2v-5b-2.2"}
 ENDING = {"2.1": "", "2.2": "_low_noise", "ti2v": ""}
@@ -75,13 +74,11 @@ class Runs:
             "validation_disable": True,
         }
         (self.folder / "config.json").write_text(json.dumps(settings))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        assert main(["train", "--config", str(self.folder / "config.json"), *overrides]) == 0
+        assert start("train", "--config", str(self.folder / "config.json"), *overrides) == 0
         weights = load_file(out / f"pytorch_lora_weights{ENDING[kind]}.safetensors")
         assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
-        records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
-        self.notices = [record["message"] for record in records if record["type"] == "notice"]
-        return [record["loss"] for record in records if record["type"] == "metric"]
+        self.notices = notices(out)
+        return losses(out)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +89,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+def runs(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> Runs:
     return Runs(tmp_path, clips, monkeypatch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import WanPipeline, WanTransformer3DModel
+from runs import records, write_tiny_run
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import save_tiny_model
 
 from simplewan.app.rendering import Turns
 from simplewan.cli import main
-from simplewan.mini.clips import write_dataset
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -27,27 +25,8 @@ LOW_FILE = "pytorch_lora_weights_low_noise.safetensors"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model of two experts and six clips."""
     folder = tmp_path_factory.mktemp("a14b")
-    save_tiny_model(folder / "model", two_experts=True)
-    write_dataset(folder / "clips", seed=1, count=6)
-    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(folder / "clips"), "resolution": 64}
-    (folder / "data.json").write_text(json.dumps([{**entry, "video": {"num_frames": 9}}]))
-    config = {
-        "pretrained_model_name_or_path": str(folder / "model"),
-        "data_backend_config": str(folder / "data.json"),
-        "cache_dir": str(folder / "cache"),
-        "mixed_precision": "no",
-        "vae_dtype": "fp32",
-        "lora_rank": 4,
-        "learning_rate": 1e-2,
-        "max_train_steps": 3,
-        "validation_prompt": "a red circle moves left",
-        "validation_resolution": "64x64",
-        "validation_num_video_frames": 5,
-        "validation_num_inference_steps": 3,
-        "disable_benchmark": True,
-        "report_to": "tensorboard",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    seen = {"validation_disable": False, "disable_benchmark": True, "report_to": "tensorboard"}
+    write_tiny_run(folder, two_experts=True, clips=6, frames=9, learning_rate=1e-2, max_train_steps=3, **seen)
     return folder
 
 
@@ -59,10 +38,9 @@ def test_a_stage_trains_its_own_expert(
 ) -> None:
     arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}"]
     assert main([*arguments, f"model_flavour=t2v-14b-2.2-{stage}"]) == 0
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    metrics = [event for event in events if event["type"] == "metric"]
+    metrics = records(tmp_path, "metric")
     assert all(low <= event["timestep"] <= high and event["role"] == stage for event in metrics)
-    assert [event["note"] for event in events if event["type"] == "validation"] == ["single expert"]
+    assert [event["note"] for event in records(tmp_path, "validation")] == ["single expert"]
     path = tmp_path / f"pytorch_lora_weights_{stage}_noise.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -110,11 +88,9 @@ def test_the_other_stage_renders_its_side_of_the_boundary(
     asked.clear()
     assert main([*arguments, *rest, f"output_dir={tmp_path / 'alone'}"]) == 0
     assert len(asked) == 6  # with its own guidance, which is none
-    notes = {}
-    for name in ("both", "alone"):
-        lines = (tmp_path / name / "events.jsonl").read_text().splitlines()
-        events = [json.loads(line) for line in lines]
-        notes[name] = [event.get("note") for event in events if event["type"] == "validation"]
+    notes = {
+        name: [event.get("note") for event in records(tmp_path / name, "validation")] for name in ("both", "alone")
+    }
     assert notes == {"both": [None], "alone": ["single expert"]}
     # Rendering with another expert in between leaves training as it is.
     assert (tmp_path / "both" / LOW_FILE).read_bytes() == (tmp_path / "alone" / LOW_FILE).read_bytes()
@@ -141,8 +117,7 @@ def test_a_boundary_of_ones_own_cuts_the_timesteps(place: Path, tmp_path: Path) 
     arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}", "validation_disable=true"]
     own = ["model_flavour=t2v-a14b-2.2-low", "timestep_boundary=500", "min_timestep=450", "flow_schedule_shift=1"]
     assert main([*arguments, *own]) == 0
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert all(450 <= event["timestep"] <= 500 for event in events if event["type"] == "metric")
+    assert all(450 <= event["timestep"] <= 500 for event in records(tmp_path, "metric"))
 
 
 def test_the_wrong_model_is_refused_at_once(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
+from runs import records, start
+from tiny import save_tiny_image_model, save_tiny_model
 
 from simplewan.app import encoders, rendering
-from simplewan.cli import main
 from simplewan.data.media import decode_frames, write_mp4
 from simplewan.models.wan.vae import encode
 from simplewan.validation.sampling import Conditioning, initial_noise
-from tests.tiny import save_tiny_image_model, save_tiny_model
 
+pytestmark = pytest.mark.usefixtures("apart", "fresh_accelerator")
 FLAVOURS = {"2.1": "i2v-14b-2.1", "2.2": "i2v-a14b-2.2", "ti2v": "ti2v-5b-2.2", "t2v": "t2v-480p-1.3b-2.1"}
 PROMPT, NEGATIVE = "a red circle moves left", "static, blurry, low quality, watermark, text"
 WIDTH, HEIGHT, FRAMES, STEPS = 64, 32, 5, 6
@@ -54,16 +53,6 @@ def write_clips(folder: Path, *, seed: int, count: int) -> Path:
         write_mp4(folder / f"clip-{number:03d}.mp4", blocks.repeat(8, axis=1).repeat(8, axis=2), 16)
         (folder / f"clip-{number:03d}.txt").write_text(f"a ball moves {number}")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    for name in ("ENV", "TRAINER_EXTRA_ARGS"):
-        monkeypatch.delenv(name, raising=False)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Seen:
@@ -100,7 +89,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def sample(models: dict[str, Path], kind: str, *words: str) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
     usual = {
         "model_flavour": FLAVOURS[kind],
         "pretrained_model_name_or_path": models[kind],
@@ -112,7 +100,7 @@ def sample(models: dict[str, Path], kind: str, *words: str) -> int:
         "output": "clips",
     }
     given = {word.split("=")[0] for word in words}
-    return main(["sample", *(f"{key}={value}" for key, value in usual.items() if key not in given), *words])
+    return start("sample", *(f"{key}={value}" for key, value in usual.items() if key not in given), *words)
 
 
 def by_diffusers(folder: Path, kind: str, image: Path) -> torch.Tensor:
@@ -316,10 +304,9 @@ class Run:
             **settings,
         }
         (self.folder / "config.json").write_text(json.dumps(config))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        assert main(["train", "--config", str(self.folder / "config.json"), *overrides]) == code
-        log = out / "events.jsonl"
-        self.events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        assert start("train", "--config", str(self.folder / "config.json"), *overrides) == code
+        kinds = ("validation", "error", "notice", "eval_loss")
+        self.events = records(out, *kinds) if (out / "events.jsonl").exists() else []
 
     @property
     def rendered(self) -> dict[str, str]:
@@ -485,9 +472,8 @@ def test_linked_pictures_are_the_first_frames(
     assert condition is not None
     torch.testing.assert_close(condition[:, :, :1], expected, rtol=0, atol=0.05)
     assert 'dataset "seen": is not used: i2v-a14b-2.2 takes no CLIP embeddings' in run.said
-    AcceleratorState._reset_state(reset_partial_state=True)
     capfd.readouterr()
-    assert main(["cache", "--config", "config.json", "--list", "--json"]) == 0
+    assert start("cache", "--config", "config.json", "--list", "--json") == 0
     stores = {Path(store["place"]).name: store for store in json.loads(capfd.readouterr().out)["stores"]}
     assert stores["validation"]["used_records"] == 1
     assert all(store["missing_records"] == store["stale_records"] == 0 for store in stores.values())

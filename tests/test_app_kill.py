@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from killing import Point, attempt, half_a_folder, half_a_line, train, train_with_small_flushes
+from runs import records
 
-from simplewan.app.examples import prepare
 from simplewan.caches.shards import digest
 from simplewan.caches.store import Store
 from simplewan.checkpoints import CheckpointStore
@@ -24,30 +23,17 @@ QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_in
 Train = Callable[..., int]
 
 
-@pytest.fixture(scope="session")
-def example_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SIMPLEWAN_CACHE with the generated example, its caches filled by whoever is first."""
-    folder = tmp_path_factory.mktemp("kill-cache")
-    prepare("mini", folder / "examples" / "mini")
-    return folder
-
-
 @pytest.fixture
-def run(example_cache: Path, tmp_path: Path) -> Train:
+def run(example: Path, tmp_path: Path) -> Train:
     """Train in a process of its own; the exit code, `KILLED` when it died at `point`."""
 
     def train_in_process(output: str, *arguments: str, point: Point | None = None) -> int:
-        place = f"output_dir={tmp_path / output}"
+        environ = {"SIMPLEWAN_CACHE": str(example.parents[1])}
         return attempt(
-            train, "example=mini", place, *arguments, point=point, environ={"SIMPLEWAN_CACHE": str(example_cache)}
+            train, "example=mini", f"output_dir={tmp_path / output}", *arguments, point=point, environ=environ
         )
 
     return train_in_process
-
-
-def records(folder: Path, kind: str) -> list[dict]:
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["type"] == kind]
 
 
 def outcome(folder: Path) -> dict[str, object]:

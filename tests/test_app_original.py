@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from originals import original_text, original_transformer, original_vae, save_original_model
+from runs import notice, records, start, write_run
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_text, tiny_transformer, tiny_vae
-
-from simplewan.cli import main
-from simplewan.mini.clips import write_dataset
 
 SIZE = ("validation_resolution=64x64", "validation_num_video_frames=5", "validation_num_inference_steps=3")
 EXACT = ("mixed_precision=no", "vae_dtype=fp32")
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None) -> None:
     def refuse(*_arguments: object, **_keys: object) -> Path:
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def sample(output: Path, *arguments: str) -> bytes:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert main(["sample", "prompt=a red circle moves left", f"output={output}", *SIZE, *EXACT, *arguments]) == 0
+    assert start("sample", "prompt=a red circle moves left", f"output={output}", *SIZE, *EXACT, *arguments) == 0
     return next(output.glob("*.mp4")).read_bytes()
 
 
-def train(output: Path, place: Path, *arguments: str) -> list[dict]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    (place / "data.json").write_text(json.dumps([entry(place)]))
-    rest = ("max_train_steps=2", "validation_disable=true", "lora_rank=4", f"cache_dir={output / 'cache'}")
-    data = (f"data_backend_config={place / 'data.json'}", f"output_dir={output}")
-    assert main(["train", *data, *rest, *EXACT, *arguments]) == 0
-    return [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
-
-
-def entry(place: Path) -> dict[str, object]:
-    clips = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(place / "clips"), "resolution": 64}
-    return {**clips, "video": {"num_frames": 9}}
+def train(output: Path, place: Path, *arguments: str) -> None:
+    config = ("train", "--config", str(place / "config.json"), f"output_dir={output}")
+    assert start(*config, "max_train_steps=2", f"cache_dir={output / 'cache'}", *arguments) == 0
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips; one model in the two layouts; and its parts as single files."""
     folder = tmp_path_factory.mktemp("place")
-    write_dataset(folder / "clips", seed=1, count=4)
+    write_run(folder, clips=4, frames=9)
     save_tiny_model(folder / "diffusers", two_experts=True)
     save_original_model(folder / "original", "t2v-a14b")
     return folder
@@ -68,9 +50,8 @@ def test_original_repositories_render_and_train_as_diffusers_folders_do(place: P
     for layout in ("original", "diffusers"):
         model = f"pretrained_model_name_or_path={place / layout}"
         clips.append(sample(tmp_path / layout / "clips", model))
-        events = train(tmp_path / layout / "run", place, model)
-        notices = [event["message"] for event in events if event["type"] == "notice"]
-        [told] = [notice for notice in notices if notice.startswith("model_flavour is")]
+        train(tmp_path / layout / "run", place, model)
+        told = notice(tmp_path / layout / "run", "model_flavour is")
         assert "t2v-a14b-2.2, by the two experts" in told and "t2v-a14b-2.2-high or t2v-a14b-2.2-low trains one" in told
         names = [f"pytorch_lora_weights_{expert}_noise.safetensors" for expert in ("high", "low")]
         weights.append({name: load_file(tmp_path / layout / "run" / name) for name in names})
@@ -98,13 +79,12 @@ def test_single_files_render_and_train(place: Path, tmp_path: Path) -> None:
         "model_flavour=t2v-a14b-2.2-low",
     )
     assert sample(tmp_path / "clips", *model)
-    events = train(tmp_path / "run", place, *model)
-    assert {event["role"] for event in events if event["type"] == "metric"} == {"low"}
+    train(tmp_path / "run", place, *model)
+    assert {event["role"] for event in records(tmp_path / "run", "metric")} == {"low"}
     assert (tmp_path / "run/pytorch_lora_weights_low_noise.safetensors").exists()
 
 
 def test_the_wrong_file_is_refused_at_once(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (place / "data.json").write_text(json.dumps([entry(place)]))
     lora = tmp_path / "lora.safetensors"
     save_file({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 4)}, lora)
     wrong = (
@@ -118,7 +98,7 @@ def test_the_wrong_file_is_refused_at_once(place: Path, tmp_path: Path, capfd: p
             () if argument.startswith("pretrained_model") else (f"pretrained_model_name_or_path={place / 'original'}",)
         )
         data = (f"data_backend_config={place / 'data.json'}", f"output_dir={tmp_path / 'out'}", "max_train_steps=1")
-        assert main(["train", *data, *base, argument]) == 2
+        assert start("train", *data, *base, argument) == 2
         told = capfd.readouterr().err
         assert words in told and "Traceback" not in told, told
     assert not (tmp_path / "out").exists()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from projects import CLIPS, Project
-from serving import Fault, Proxy, proxy, s3_server
+from serving import Fault, Proxy, no_account, proxy, s3_server
 
-from simplewan.app.examples import prepare
 from simplewan.caches.remote import RemoteShelf
 from simplewan.cli import main
-from simplewan.data.backends import trying
 from simplewan.data.backends.s3 import S3Backend
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_region_name": "us-east-1"}
@@ -26,15 +22,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        patch.setenv("no_proxy", "127.0.0.1")
-        patch.setattr(trying, "FIRST_WAIT_SECONDS", 0.005)
+    with no_account() as patch, s3_server() as address:
         patch.setitem(RemoteShelf.__init__.__kwdefaults__, "first_delay_seconds", 0.005)
-        with s3_server() as address:
-            yield address
+        yield address
 
 
 @pytest.fixture
@@ -43,15 +33,8 @@ def relay(server: str) -> Iterator[Proxy]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("example") / "mini"
-    prepare("mini", folder)
-    return folder
-
-
 @pytest.fixture
-def project(example: Path, relay: Proxy, tmp_path: Path) -> Iterator[Project]:
+def project(example: Path, relay: Proxy, tmp_path: Path, fresh_accelerator: None) -> Project:
     """A project whose clips lie in a bucket, and so do its latents and texts."""
     project = Project(tmp_path, example / "model")
     bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"[:60].rstrip("-")
@@ -69,8 +52,7 @@ def project(example: Path, relay: Proxy, tmp_path: Path) -> Iterator[Project]:
         {**texts, **place},
         {**latents, **place},
     ]
-    yield project
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return project
 
 
 def losses(project: Project) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import save_tiny_model, tiny_transformer
 
 from simplewan.app import starts
 from simplewan.app.starts import check_adapters
@@ -22,7 +23,6 @@ from simplewan.options.catalogue import Options, group_models
 from simplewan.options.groups.adapter import AdapterOptions
 from simplewan.options.groups.experts import ExpertOptions
 from simplewan.options.groups.model import ModelOptions
-from tests.tiny import save_tiny_model, tiny_transformer
 
 BOTH, LOW = find_flavour("t2v-a14b-2.2"), find_flavour("t2v-a14b-2.2-low")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +10,14 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.embeddings import Timesteps
 from PIL import Image
+from runs import records, write_tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import save_tiny_model
 
 from simplewan.app import validating
 from simplewan.app.roles import make_objective, sigma_bounds
 from simplewan.cli import main
 from simplewan.events import Event, PictureDrawn
 from simplewan.flavours import find_flavour
-from simplewan.mini.clips import write_dataset
 from simplewan.objectives.distributions import Sampling, cdf
 from simplewan.objectives.flow import unshift_sigma
 from simplewan.objectives.supervised import FlowRole
@@ -32,23 +30,8 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model of one transformer and two clips."""
     folder = tmp_path_factory.mktemp("timesteps")
-    save_tiny_model(folder / "model")
-    write_dataset(folder / "clips", seed=1, count=2)
-    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": str(folder / "clips"), "resolution": 64}
-    (folder / "data.json").write_text(json.dumps([{**entry, "video": {"num_frames": 5}}]))
-    config = {
-        "pretrained_model_name_or_path": str(folder / "model"),
-        "model_flavour": "t2v-480p-1.3b-2.1",
-        "data_backend_config": str(folder / "data.json"),
-        "cache_dir": str(folder / "cache"),
-        "vae_dtype": "fp32",
-        "lora_rank": 4,
-        "train_batch_size": 1,
-        "max_train_steps": 8,
-        "validation_disable": True,
-        "eval_steps_interval": 0,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"model_flavour": "t2v-480p-1.3b-2.1", "train_batch_size": 1, "max_train_steps": 8}
+    write_tiny_run(folder, clips=2, **settings, eval_steps_interval=0)
     return folder
 
 
@@ -118,8 +101,7 @@ def test_the_model_receives_the_timesteps_as_they_were_drawn(
     assert main([*arguments, "min_timestep=937.25", "max_timestep=937.75", f"mixed_precision={precision}"]) == 0
     assert len(seen) == 3
     assert all(timestep.dtype == torch.float32 and 937.25 <= timestep.item() <= 937.75 for timestep in seen)
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    told = [event["timestep"] for event in events if event["type"] == "metric"]
+    told = [event["timestep"] for event in records(tmp_path, "metric")]
     assert told == pytest.approx([timestep.item() for timestep in seen], abs=1e-3)
 
 
@@ -138,8 +120,7 @@ def test_a_run_of_875_to_1000_trains_that_and_every_part_of_it(
     ends = unshift_sigma(torch.tensor([0.875, 1.0], dtype=torch.float64), 3.0)
     p = (cdf(Sampling("uniform"), unshift_sigma(sigmas, 3.0)) - ends[0]) / (ends[1] - ends[0])
     assert ((p * 5).long().view(4, 5).sort(dim=1)[0] == torch.arange(5)).all()
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    kinds = [event["type"] for event in events if event["type"] in ("picture", "metric")]
+    kinds = [event["type"] for event in records(tmp_path, "picture", "metric")]
     assert kinds == ["picture", *["metric"] * 4, "picture", *["metric"] * 6]
     board = EventAccumulator(str(next((tmp_path / "logs").iterdir()))).Reload()
     with Image.open(tmp_path / "timesteps.png") as picture:

@@ -8,53 +8,34 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
+from runs import losses, notice, records, start
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from simplewan.app.examples import prepare
 from simplewan.app.hooks import SaveHook
 from simplewan.checkpoints import store
-from simplewan.cli import main
 from simplewan.events import Emit
 from simplewan.options import Options
 from simplewan.validation import histogram
 from simplewan.validation.runner import Renderer
 
 Run = Callable[..., int]
-QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=100")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One place for the generated example and its caches."""
-    return tmp_path_factory.mktemp("cache")
+# Of single steps: an example's batch of 8 costs four times as much.
+QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=100", "train_batch_size=2")
 
 
 @pytest.fixture
-def run(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.setenv("SIMPLEWAN_CACHE", str(cache))
-    monkeypatch.chdir(tmp_path)
-
-    def train(output: str, *arguments: str) -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return main(["train", "example=mini", f"output_dir={tmp_path / output}", *arguments])
-
-    yield train
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def records(folder: Path, kind: str) -> list[dict]:
-    lines = (folder / "events.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["type"] == kind]
+def run(example: Path, tmp_path: Path, apart: None, fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("SIMPLEWAN_CACHE", str(example.parents[1]))
+    return lambda output, *arguments: start("train", "example=mini", f"output_dir={tmp_path / output}", *arguments)
 
 
 def weights(folder: Path) -> bytes:
@@ -95,21 +76,17 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
     assert json.loads((out / "config.resolved.json").read_text())["max_train_steps"] == 40
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_resumes_to_the_same_bits(
-    number: signal.Signals, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (*QUIET, "max_train_steps=5", "lora_dropout=0.2", "caption_dropout_probability=0.3")
     assert run("straight", *arguments) == 0
     with monkeypatch.context() as patch:
-        stop_after(2, number, patch)
-        assert run("stopped", *arguments) == 128 + number
+        stop_after(2, signal.SIGINT, patch)
+        assert run("stopped", *arguments) == 130
     assert (tmp_path / "stopped" / "checkpoint-2" / "manifest.json").exists()
     assert not (tmp_path / "stopped" / "pytorch_lora_weights_low_noise.safetensors").exists()
     assert run("stopped", *arguments) == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
-    metrics = [(record["step"], record["loss"]) for record in records(tmp_path / "stopped", "metric")]
-    assert metrics == [(record["step"], record["loss"]) for record in records(tmp_path / "straight", "metric")]
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +141,7 @@ def test_more_steps_continue_to_the_bits_of_a_longer_run(run: Run, tmp_path: Pat
 
 
 def test_resuming_from_a_named_checkpoint_abandons_what_came_after(run: Run, tmp_path: Path) -> None:
-    arguments = ("validation_disable=true", "eval_steps_interval=0", "max_train_steps=3", "checkpoint_step_interval=1")
+    arguments = (*QUIET, "max_train_steps=3", "checkpoint_step_interval=1")
     assert run("out", *arguments, "checkpoints_total_limit=none") == 0
     before = weights(tmp_path / "out")
     assert run("out", *arguments, "resume_from_checkpoint=checkpoint-1") == 0
@@ -188,13 +165,23 @@ def test_a_changed_configuration_is_refused_by_name(
 
 
 def test_epochs_end_a_run(run: Run, tmp_path: Path) -> None:
-    assert run("out", *QUIET, "max_train_steps=0", "num_train_epochs=1", "checkpoint_epoch_interval=1") == 0
-    assert len(records(tmp_path / "out", "metric")) == 3  # 24 clips, 8 a batch
+    assert (
+        run(
+            "out",
+            *QUIET,
+            "max_train_steps=0",
+            "num_train_epochs=1",
+            "checkpoint_epoch_interval=1",
+            "train_batch_size=8",
+        )
+        == 0
+    )
+    assert len(losses(tmp_path / "out")) == 3  # 24 clips
     assert (tmp_path / "out" / "checkpoint-3" / "manifest.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=1", "max_grad_norm=0")
+    arguments = (*QUIET, "checkpoint_step_interval=1", "max_grad_norm=0")
     assert run("out", *arguments, "learning_rate=1e25", "max_train_steps=9") == 1
     message = capfd.readouterr().err
     assert "last good checkpoint is checkpoint-" in message
@@ -227,7 +214,7 @@ def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypat
         raise RuntimeError("out of memory, say")
 
     monkeypatch.setattr(Renderer, "_sample", fail)
-    assert run("out", "max_train_steps=2", "eval_steps_interval=0") == 0
+    assert run("out", *QUIET, "validation_disable=false", "max_train_steps=2") == 0
     assert weights(tmp_path / "out")
     errors = records(tmp_path / "out", "error")
     assert len(errors) == 6
@@ -238,29 +225,25 @@ def test_saving_and_validating_on_demand(run: Run, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         stop_after(1, signal.SIGUSR1, patch)
         stop_after(2, signal.SIGUSR2, patch)
-        assert run("out", "max_train_steps=4", "eval_steps_interval=0", "checkpoint_step_interval=0") == 0
+        quick = ("validation_num_inference_steps=1", "validation_num_video_frames=5")
+        assert run("out", *QUIET, *quick, "validation_disable=false", "max_train_steps=4") == 0
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert {path.name for path in (tmp_path / "out" / "validation").iterdir()} == {"step-0", "step-2", "step-4"}
 
 
 def test_the_time_limit_saves_and_leaves(run: Run, tmp_path: Path) -> None:
-    assert run("out", *QUIET, "max_train_steps=100000", "max_train_seconds=4") == 0
+    assert run("out", *QUIET, "max_train_steps=100000", "max_train_seconds=1") == 0
     last = records(tmp_path / "out", "metric")[-1]["step"]
     assert (tmp_path / "out" / f"checkpoint-{last}" / "manifest.json").exists()
     assert records(tmp_path / "out", "summary")[-1]["reason"] == "max_train_seconds"
 
 
 def test_a_full_disk_is_noticed_before_caching(
-    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("out", *QUIET, "max_train_steps=1") == 0
-    clips = str(cache / "examples" / "mini" / "clips")
-    entry = {"id": "new", "dataset_type": "video", "instance_data_dir": clips, "video": {"num_frames": 17}}
-    (tmp_path / "new.json").write_text(
-        json.dumps([{**entry, "resolution": 64, "cache_dir_vae": str(tmp_path / "new")}])
-    )
+    data = clips_of_the_example(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: _Usage(free=1000))
-    assert run("other", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'new.json'}") == 2
+    assert run("other", *QUIET, "max_train_steps=1", data) == 2
     message = capfd.readouterr().err
     assert "0.00 free" in message
     assert "cache_dir_vae" in message
@@ -270,29 +253,27 @@ def test_a_text_that_does_not_encode_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("simplewan.app.encoders.encode_prompts", lambda *_, **__: [torch.full((3, 8), float("nan"))])
-    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
-    assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'data.json'}") == 2
+    assert run("out", *QUIET, "max_train_steps=1", clips_of_the_example(tmp_path)) == 2
     message = capfd.readouterr().err
     assert "clips/clip-000.mp4, caption 1: cannot be encoded: its encoding holds NaN or infinity" in message
 
 
 @pytest.mark.slow
 def test_write_batch_size_bounds_the_files_of_both_caches(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), clips_of_the_example(tmp_path)]))
-    data = f"data_backend_config={tmp_path / 'data.json'}"
+    data = clips_of_the_example(tmp_path)
     assert run("out", *QUIET, "max_train_steps=1", data, "write_batch_size=10", "vae_batch_size=1") == 0
     for name in ("text", "latents"):
         shards = [len(load_file(path)) for path in (tmp_path / name).glob("*.safetensors")]
         assert max(shards) == 10, name
 
 
-def texts_apart(folder: Path) -> dict:
-    return {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(folder / "text")}
-
-
-def clips_of_the_example(folder: Path) -> dict:
-    entry = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 64}
-    return {**entry, "video": {"num_frames": 17}, "cache_dir_vae": str(folder / "latents")}
+def clips_of_the_example(folder: Path, **changes: str) -> str:
+    """The setting of a dataset whose caches, latents/ and text/, are nobody else's."""
+    clips = {"id": "clips", "dataset_type": "video", "instance_data_dir": "{example}/clips", "resolution": 64}
+    clips |= {"video": {"num_frames": 17}, "cache_dir_vae": str(folder / "latents"), **changes}
+    texts = {"id": "texts", "dataset_type": "text_embeds", "default": True, "cache_dir": str(folder / "text")}
+    (folder / "data.json").write_text(json.dumps([texts, clips]))
+    return f"data_backend_config={folder / 'data.json'}"
 
 
 class _Usage:
@@ -332,15 +313,12 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
 
 
 def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
-    run: Run, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, example: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    prepare("mini", cache / "examples" / "mini")
-    shutil.copytree(cache / "examples" / "mini" / "clips", tmp_path / "clips")
+    shutil.copytree(example / "clips", tmp_path / "clips")
     for index in (2, 5, 8, 11):  # half of those that are higher than wide
         (tmp_path / "clips" / f"clip-{index:03d}.mp4").unlink()
-    entry = {**clips_of_the_example(tmp_path), "resolution": 64, "instance_data_dir": str(tmp_path / "clips")}
-    (tmp_path / "data.json").write_text(json.dumps([texts_apart(tmp_path), entry]))
-    data = f"data_backend_config={tmp_path / 'data.json'}"
+    data = clips_of_the_example(tmp_path, instance_data_dir=str(tmp_path / "clips"))
     assert run("out", *QUIET, "max_train_steps=1", "train_batch_size=7", data) == 0
     message = capfd.readouterr().err
     assert message.count("bucket 48x80@17 (4 samples) is left out") == 1
@@ -356,20 +334,17 @@ def test_prefetching_changes_nothing(run: Run, tmp_path: Path) -> None:
 def test_a_permitted_change_is_recorded(run: Run, tmp_path: Path) -> None:
     assert run("out", *QUIET, "max_train_steps=1") == 0
     assert run("out", *QUIET, "max_train_steps=2", "learning_rate=1e-5") == 0
-    (said,) = [record["message"] for record in records(tmp_path / "out", "notice") if "resuming" in record["message"]]
+    said = notice(tmp_path / "out", "resuming")
     assert "learning_rate 0.001 -> 1e-05" in said
     assert "max_train_steps 1 -> 2" in said
 
 
 def test_a_cache_that_cannot_be_made_is_a_users_error(
-    run: Run, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("first", *QUIET, "max_train_steps=1") == 0
     (tmp_path / "file").write_text("not a folder")
-    clips = str(cache / "examples" / "mini" / "clips")
-    entry = {"id": "new", "dataset_type": "video", "instance_data_dir": clips, "video": {"num_frames": 17}}
-    (tmp_path / "new.json").write_text(json.dumps([{**entry, "cache_dir_vae": str(tmp_path / "file" / "vae")}]))
-    assert run("out", *QUIET, "max_train_steps=1", f"data_backend_config={tmp_path / 'new.json'}") == 2
+    data = clips_of_the_example(tmp_path, cache_dir_vae=str(tmp_path / "file" / "vae"))
+    assert run("out", *QUIET, "max_train_steps=1", data) == 2
     message = capfd.readouterr().err
     assert "cache_dir_vae" in message
     assert "Traceback" not in message
@@ -385,7 +360,7 @@ def test_a_disk_that_fills_while_saving_names_the_last_good_checkpoint(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         write_part(folder, name, state)
 
-    arguments = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_interval=1", "max_train_steps=3")
+    arguments = (*QUIET, "checkpoint_step_interval=1", "max_train_steps=3")
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_part", full_from_the_second_on)
         assert run("out", *arguments) == 1

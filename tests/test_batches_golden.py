@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -54,9 +54,9 @@ def digest(samples: list[SampleRef], setup: dict, batches: int = 60) -> str:
     for rank in range(setup.get("world_size", 1)):
         sampler = Sampler(samples, rank=rank, **setup)
         found.update(f"{sampler.batches_in_epochs(3)} {[ref.name for ref in sampler.samples]}".encode())
-        for spec in islice(sampler, batches):
-            shown = (spec.names, spec.captions, spec.epoch, spec.bucket, spec.ends_epoch)
-            state = sampler.state_dict()
+        drawn = [(spec, sampler.state_dict()) for spec in islice(sampler, batches + 1)]
+        for (spec, state), (after, _) in pairwise(drawn):
+            shown = (spec.names, spec.captions, spec.epoch, spec.bucket, after.epoch > spec.epoch)
             found.update(repr((shown, json.dumps({key: state[key] for key in KEYS}))).encode())
     return found.hexdigest()[:16]
 

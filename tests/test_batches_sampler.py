@@ -106,7 +106,7 @@ def test_ranks_share_out_what_is_there(case):
     assert {sampler.batches_in_epochs(1) for sampler in samplers} == {count}
     streams = [list(islice(sampler, count + 5)) for sampler in samplers]
     for step in zip(*streams, strict=True):
-        assert len({(spec.epoch, spec.ends_epoch) for spec in step}) == 1
+        assert len({spec.epoch for spec in step}) == 1
     first_epoch = Counter(name for stream in streams for spec in stream[:count] for name in spec.names)
     assert all(first_epoch[ref.name] <= ref.repeats + 1 for ref in samplers[0].samples), "no draw goes to two ranks"
     assert len({json.dumps(sampler.state_dict()) for sampler in samplers}) == 1

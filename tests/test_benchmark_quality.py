@@ -34,7 +34,7 @@ from benchmarks.rendering import Prompt, Settings, drawn, generated, load_expert
 from simplewan.flavours import HIGH, LOW, find_flavour
 from simplewan.mini.draw import HELD_BACK, MovingShape, Scene, caption, is_held_out
 from simplewan.mini.measure import measure
-from simplewan.mini.model import build_model
+from simplewan.mini.model import place_model
 from simplewan.mini.score import Score
 
 SHORT = Scene(64, 64, 5, "grey", (MovingShape("circle", "red", "small", (0.5, 0.5)),))
@@ -42,9 +42,9 @@ SHORT = Scene(64, 64, 5, "grey", (MovingShape("circle", "red", "small", (0.5, 0.
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with two experts of different weights."""
+    """The miniature, with two experts."""
     place = tmp_path_factory.mktemp("quality")
-    build_model(place, seed=1)
+    place_model(place)
     return place
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from caching import fill_quietly
 
 from simplewan.caches import shards
-from simplewan.caches.fill import fill
 from simplewan.caches.house import prune, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.remote import RemoteShelf
 from simplewan.caches.store import Store
 from simplewan.data.backends import LocalBackend
 from simplewan.errors import UserError
-from simplewan.events import silent
 
 ITEMS = [Item(f"i{n}", {"content": n}) for n in range(8)]
 
@@ -33,17 +33,7 @@ def run(store: Store, *, size: int = 100, encoded: list[str] | None = None):
             encoded.extend(item.name for item in group)
         return [torch.full((size,), float(item.components["content"])) for item in group]
 
-    return fill(
-        store,
-        ITEMS,
-        encode,
-        batch_size=1,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=2,
-    )
+    return fill_quietly(store, ITEMS, encode, flush_records=2)
 
 
 @pytest.mark.parametrize("call", ["write", "sync", "replace"])
@@ -93,28 +83,26 @@ def test_another_error_of_the_disk_is_not_explained_away(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-LIMITED = """
-import resource, sys
-from tests.test_caches_disk import run
-from simplewan.caches.store import Store
-from simplewan.errors import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-run(Store(sys.argv[1]), size=10_000)
-try:
-    run(Store(sys.argv[2]), size=100_000)
-except UserError as error:
-    sys.exit(str(error))
-"""
+def fill_with_a_limit(small: Path, large: Path, said) -> None:
+    torch.set_num_threads(1)  # a fork has no other threads
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    run(Store(small), size=10_000)
+    try:
+        run(Store(large), size=100_000)
+    except UserError as error:
+        said.put(str(error))
 
 
 def test_a_write_that_stops_short_is_told(tmp_path):
     """The real thing, but for the number of the error: the system takes a part of the bytes."""
     small, large = tmp_path / "small", tmp_path / "large"
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", LIMITED, str(small), str(large)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert f"cache folder {large}: cannot be written: files of this size are not allowed" in done.stderr
-    assert "Traceback" not in done.stderr and done.returncode == 1
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    process = context.Process(target=fill_with_a_limit, args=(small, large, said))
+    process.start()
+    process.join(60)
+    assert not said.empty()
+    assert f"cache folder {large}: cannot be written: files of this size are not allowed" in said.get()
     assert list(large.iterdir()) == [] and len(Store(small)) == 8
     assert len(run(Store(large), size=100_000).keys) == 8
 

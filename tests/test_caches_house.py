@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from caching import fill_quietly, origin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import user
 
 from simplewan.caches import house, shards, shelves
-from simplewan.caches.fill import ItemError, fill
+from simplewan.caches.fill import ItemError
 from simplewan.caches.groups import encode_groups
 from simplewan.caches.house import Stale, compact, prune, set_aside, sizes, stale, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.errors import Interrupted, UserError
-from simplewan.events import silent
-
-
-def origin(name: str, **components: object) -> dict:
-    return {"names": [name], "components": {"content": name, **components}}
 
 
 def value(key: str) -> torch.Tensor:
@@ -52,17 +47,7 @@ def run(store: Store, items: list[Item], *, batch_size: int = 1, bad: str = "", 
             encoded.extend(item.name for item in group)
         return [torch.full((60,), float(int(item.key[:5], 16) % 1000)) for item in group]
 
-    return fill(
-        store,
-        items,
-        encode,
-        batch_size=batch_size,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=3,
-    )
+    return fill_quietly(store, items, encode, batch_size=batch_size, flush_records=3)
 
 
 def items_of(count: int, **changes: object) -> list[Item]:
@@ -189,27 +174,11 @@ def test_a_folder_that_is_tidied_up_is_waited_for_a_while(tmp_path, monkeypatch)
     Store(tmp_path)
 
 
-USER = """
-import sys, time
-from simplewan.caches.store import Store
-store = Store(sys.argv[1])
-print("open", flush=True)
-time.sleep(60)
-"""
-
-
 def test_a_killed_user_keeps_nobody_out(tmp_path):
     store = Store(tmp_path)
     put(store, "a", "b")
-    user = subprocess.Popen([sys.executable, "-c", USER, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        assert user.stdout.readline() == b"open\n"
-        with pytest.raises(UserError, match="in use"):
-            prune(store, {"a"})
-    finally:
-        user.kill()
-        user.wait()
-        user.stdout.close()
+    with user(lambda: Store(tmp_path)), pytest.raises(UserError, match="in use"):
+        prune(store, {"a"})
     prune(store, {"a"})
     assert len(files(tmp_path)) == 1
 

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from caching import fill_quietly, origin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from simplewan.caches.fill import fill
 from simplewan.caches.house import sizes, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.packing import DTYPES, PackingError, pack, unpack
 from simplewan.caches.shards import ShardError, digest
 from simplewan.caches.store import Store
-from simplewan.events import silent
 
 
 def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,10 +25,6 @@ def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
     coarse = torch.randn(1, 1, *(max(1, size // 4) for size in shape), generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0]
     return (fine + 0.05 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
-
-
-def origin(name: str) -> dict:
-    return {"names": [name], "components": {"content": name}}
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -98,16 +93,7 @@ def test_a_cache_filled_without_is_read_with_and_the_other_way_round(tmp_path):
     def run(folder: Path, names: str, *, compress: bool) -> tuple[int, dict[str, torch.Tensor]]:
         store = Store(folder, compress=compress)
         items = [Item(name, {"content": name}) for name in names]
-        filled = fill(
-            store,
-            items,
-            lambda group: [smooth(4, 16, 16, seed=ord(item.name)) for item in group],
-            batch_size=1,
-            label="L",
-            key="k",
-            emit=silent,
-            check=lambda: None,
-        )
+        filled = fill_quietly(store, items, lambda group: [smooth(4, 16, 16, seed=ord(item.name)) for item in group])
         return filled.encoded, {name: store.get(key) for name, key in filled.keys.items()}
 
     for first in (False, True):

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import psutil
 import pytest
 import torch
+from caching import fill_quietly
 
 from simplewan.caches import remote
 from simplewan.caches import store as store_module
-from simplewan.caches.fill import fill
 from simplewan.caches.house import compact, prune, set_aside, sizes, verify
 from simplewan.caches.keys import Item
 from simplewan.caches.owners import owner_tag
@@ -27,7 +27,6 @@ from simplewan.caches.remote import PlaceError, RemoteShelf
 from simplewan.caches.store import Store
 from simplewan.data.backends import Entry, LocalBackend
 from simplewan.errors import UserError
-from simplewan.events import silent
 
 
 class CountingStream(BufferedReader):
@@ -174,17 +173,7 @@ def test_a_fill_finds_all_there_and_encodes_nothing(far, open_store):
             calls.extend(item.name for item in group)
             return [value(item.name) for item in group]
 
-        filled = fill(
-            store,
-            items,
-            encode,
-            batch_size=1,
-            label="L",
-            key="k",
-            emit=silent,
-            check=lambda: None,
-            flush_records=2,
-        )
+        filled = fill_quietly(store, items, encode, flush_records=2)
         return filled.encoded
 
     assert run(open_store(compress=True)) == 6 and far.calls["write"] == 3
@@ -301,7 +290,7 @@ def test_a_failing_server_loses_nothing_that_was_encoded(far, tmp_path, open_sto
 
     items = [Item("c", {"content": "c"}), Item("d", {"content": "d"})]
     next_start = open_store()
-    fill(next_start, items, encode, batch_size=1, label="L", key="k", emit=silent, check=lambda: None)
+    fill_quietly(next_start, items, encode)
     assert torch.equal(next_start.get("c"), value("c"))
     assert not [name for name in copies(tmp_path / "mirror") if "waiting" in name]
     assert "c" in open_store(mirror="other").keys()  # noqa: SIM118  a store is no dict
@@ -315,17 +304,7 @@ def test_a_fill_that_a_server_stopped_goes_on_without_encoding_twice(far, open_s
             encoded.extend(item.name for item in group)
             return [value(item.name) for item in group]
 
-        return fill(
-            open_store(attempts=2),
-            items,
-            encode,
-            batch_size=2,
-            label="L",
-            key="k",
-            emit=silent,
-            check=lambda: None,
-            flush_records=3,
-        ).encoded
+        return fill_quietly(open_store(attempts=2), items, encode, batch_size=2, flush_records=3).encoded
 
     far.fail = lambda name, _path, call: OSError(5, "down") if name == "write" and call in (2, 3) else None
     with pytest.raises(PlaceError):
@@ -493,17 +472,8 @@ def share(folder: str, mirror: str, number: int, results: Any) -> None:
         encoded.extend(item.name for item in group)
         return [value(item.name) for item in group]
 
-    filled = fill(
-        store,
-        [Item(f"i{n}", {"content": n}) for n in range(60)],
-        encode,
-        batch_size=1,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=4,
-        look_seconds=0.02,
+    filled = fill_quietly(
+        store, [Item(f"i{n}", {"content": n}) for n in range(60)], encode, flush_records=4, look_seconds=0.02
     )
     places = sorted((store.record(key).shard, key, name) for name, key in filled.keys.items())
     good = all(torch.equal(store.get(key), value(name)) for _shard, key, name in places)

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from caching import fill_quietly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplewan.caches.fill import ItemError, fill
+from simplewan.caches.fill import ItemError
 from simplewan.caches.house import verify
 from simplewan.caches.keys import Item
 from simplewan.caches.store import Store
 from simplewan.caches.turns import Turns
-from simplewan.events import silent
 
 CONTEXT = multiprocessing.get_context("spawn")
 COUNT = 100
@@ -61,17 +61,8 @@ def work(
         return [value(item) for item in group]
 
     barrier.wait(60)
-    filled = fill(
-        store,
-        items_of(COUNT),
-        encode,
-        batch_size=batch_size,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_records=5,
-        look_seconds=look_seconds,
+    filled = fill_quietly(
+        store, items_of(COUNT), encode, batch_size=batch_size, flush_records=5, look_seconds=look_seconds
     )
     good = sum(torch.equal(store.get(key), torch.full((50,), float(name[1:]))) for name, key in filled.keys.items())
     results.put((encoded, good))
@@ -162,18 +153,7 @@ def test_what_another_wrote_meanwhile_is_neither_encoded_nor_written_twice(tmp_p
                 other.put({item.key: (value(item), {"names": [item.name], "components": dict(item.components)})})
         return [value(item) for item in group]
 
-    filled = fill(
-        store,
-        items,
-        encode,
-        batch_size=1,
-        label="L",
-        key="k",
-        emit=silent,
-        check=lambda: None,
-        flush_seconds=10**6,
-        look_seconds=0,
-    )
+    filled = fill_quietly(store, items, encode, flush_seconds=10**6, look_seconds=0)
     assert len(encoded) == 7 and filled.encoded == 7 and filled.reused == 23
     assert all(torch.equal(store.get(filled.keys[item.name]), value(item)) for item in items)
     records = [record.key for shard in Store(tmp_path).shards().values() for record in shard.records]
@@ -214,17 +194,7 @@ def test_failures_among_random_items_shift_nobody(data):
             if left[0] < 0:
                 raise Stop
 
-        return fill(
-            Store(folder),
-            items,
-            encode,
-            batch_size=batch_size,
-            label="L",
-            key="k",
-            emit=silent,
-            check=check,
-            **limits,
-        )
+        return fill_quietly(Store(folder), items, encode, batch_size=batch_size, check=check, **limits)
 
     with tempfile.TemporaryDirectory() as folder:
         for stop in stops:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killing import user
 
 from simplewan.checkpoints import CheckpointStore, DamagedCheckpoint, OutputLock
 from simplewan.checkpoints.files import sha256
 from simplewan.errors import UserError
 from simplewan.events import Event, Notice
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def store(folder: Path, *, limit: int = 0, heard: list[Event] | None = None) -> CheckpointStore:
@@ -134,18 +130,9 @@ def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    code = (
-        "import sys, time, pathlib\nfrom simplewan.checkpoints.lock import OutputLock\n"
-        f"with OutputLock(pathlib.Path({str(tmp_path)!r})):\n    print('locked', flush=True)\n    time.sleep(60)\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match=f"process {child.pid}"), OutputLock(tmp_path):
-        pass
-    child.kill()
-    child.wait()
-    time.sleep(0.05)
+    with user(OutputLock(tmp_path).__enter__) as number:  # noqa: SIM117
+        with pytest.raises(UserError, match=f"process {number}"), OutputLock(tmp_path):
+            pass
     with OutputLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 

@@ -18,17 +18,9 @@ from simplewan.cli.examples import copy
 from simplewan.examples import example_folder, example_names
 from simplewan.options import Loaded
 
+pytestmark = pytest.mark.usefixtures("apart")
 ROOT = Path(__file__).resolve().parents[1]
 needs_mini = pytest.mark.skipif(example_folder("mini") is None, reason="the example's files are not there")
-
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, with nothing of this machine's environment that is read."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SIMPLEWAN_CACHE", str(tmp_path / "generated"))
-    for name in ("ENV", "TRAINER_EXTRA_ARGS"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @needs_mini

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset, Features, Value, Video
-from serving import s3_server
+from serving import no_account, s3_server
 from test_data_helpers import caption, write_clip
 
 from simplewan.data.backends import Backend, Captioned, LocalBackend, Refused, trying
@@ -33,10 +32,7 @@ NAMES = ["fox.mp4", "more/cub.mp4"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
-            patch.delenv(name)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with no_account(), s3_server() as address:
         yield address
 
 

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 import multiprocessing
-import os
 import pickle
 import random
 import socket
@@ -24,7 +23,7 @@ import av
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import Fault, Proxy, proxy, s3_server
+from serving import Fault, Proxy, no_account, proxy, s3_server
 from test_data_helpers import write_clip
 
 from simplewan.data.backends import Entry, LocalBackend, trying
@@ -42,15 +41,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    """No keys, no profile and no metadata service: nothing reaches out."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
-            patch.delenv(name)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        patch.setenv("no_proxy", "127.0.0.1")
-        patch.setattr(trying, "FIRST_WAIT_SECONDS", 0.005)
+    with no_account():
         yield
 
 

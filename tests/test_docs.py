@@ -215,12 +215,12 @@ def test_the_lora_of_the_readme_loads_in_diffusers(tmp_path: Path, monkeypatch: 
     import torch
     from diffusers import WanTransformer3DModel
 
-    from simplewan.mini.model import build_model
+    from simplewan.mini.model import place_model
     from simplewan.models.adapters import adapter_parameters, adapter_scale, adapter_state, add_lora
     from simplewan.models.lora.write import save_lora
     from simplewan.options.groups.adapter import AdapterOptions
 
-    build_model(tmp_path / "model", seed=1)
+    place_model(tmp_path / "model")
     transformer = WanTransformer3DModel.from_pretrained(tmp_path / "model", subfolder="transformer")
     add_lora(transformer, AdapterOptions(), seed=1)
     with torch.no_grad():

@@ -21,7 +21,8 @@ from simplewan.data.scan import scan
 from simplewan.errors import UserError
 from simplewan.events import Event, Notice
 from simplewan.examples import example_folder, example_names
-from simplewan.mini import clips, example
+from simplewan.mini import clips
+from simplewan.mini import example as example_module
 from simplewan.mini.clips import make_scenes
 from simplewan.mini.draw import caption, caption_words
 from simplewan.mini.example import EXAMPLES, MARKER, SEED, Clips, Example, prepare
@@ -73,7 +74,7 @@ def test_a_changed_generator_makes_a_new_one(tmp_path: Path, monkeypatch: pytest
     assert prepare(folder, ONE)
     (folder / "cache").mkdir()
     assert not prepare(folder, ONE)
-    monkeypatch.setattr(example, "_digest", lambda _task: "another")
+    monkeypatch.setattr(example_module, "_digest", lambda _task: "another")
     assert prepare(folder, ONE)
     assert not (folder / "cache").exists()
     assert prepare(folder, TWO)
@@ -108,19 +109,15 @@ def test_a_kill_leaves_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {"mini", ".mini.lock"}
 
 
-def test_the_json_trains_on_what_is_made(tmp_path: Path) -> None:
-    loaded = load(
-        CONFIG, (), environ={}, base=tmp_path, placeholders={"example": str(tmp_path)}, unprepared=("example",)
-    )
+def test_the_json_trains_on_what_is_made(example: Path, tmp_path: Path) -> None:
+    loaded = load(CONFIG, (), environ={}, base=tmp_path, placeholders={"example": str(example)})
     assert not loaded.notices
     assert not loaded.later
     assert len(loaded.prompts) == 2
     words = {word for prompt in loaded.prompts.values() for word in prompt.replace(";", "").split()}
     assert words <= set(caption_words())
     options, dataset = loaded.options, loaded.datasets[0]
-    assert options.model.pretrained_model_name_or_path == str(tmp_path / "model")
-    made = EXAMPLES["mini"].datasets["clips"]
-    clips.write_dataset(tmp_path / "clips", seed=made.seed, count=made.count, concept=made.concept)
+    assert options.model.pretrained_model_name_or_path == str(example / "model")
     said: list[Event] = []
     backend = open_backend(dataset, cache=tmp_path, emit=said.append)
     found = scan(dataset, backend, flavour=loaded.flavour, index_folder=tmp_path, emit=said.append, check=lambda: None)

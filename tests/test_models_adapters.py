@@ -10,6 +10,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import seeded, tiny_pipeline, tiny_transformer
 
 from simplewan.app.starts import start_from_lora
 from simplewan.errors import UserError
@@ -32,7 +33,6 @@ from simplewan.models.lora.read import read_lora
 from simplewan.models.lora.verify import verify_lora_file
 from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.models.wan.forward import velocity
-from tests.tiny import seeded, tiny_pipeline, tiny_transformer
 
 
 def options(**changes):

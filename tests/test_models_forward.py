@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from tiny import save_tiny_model, seeded, tiny_transformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simplewan.models.adapters import add_lora, train_fully
@@ -19,7 +20,6 @@ from simplewan.models.wan.forward import WanForward, embed, velocity
 from simplewan.models.wan.linear import linear
 from simplewan.models.wan.padding import padding_bias
 from simplewan.models.wan.rotary import Rotary
-from tests.tiny import save_tiny_model, seeded, tiny_transformer
 
 FLOAT32, BFLOAT16 = 1e-5, 0.05
 LENGTHS = (20, 13)

@@ -19,6 +19,15 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import (
+    CLIP_DIM,
+    Model,
+    save_tiny_image_model,
+    tiny_clip,
+    tiny_image_pipeline,
+    tiny_vae,
+    tiny_vae_ti2v,
+)
 from transformers import CLIPVisionModel
 
 from simplewan.data.loading import to_pixels
@@ -44,15 +53,6 @@ from simplewan.models.wan.loading import (
     needs_image_embeds,
 )
 from simplewan.models.wan.vae import encode
-from tests.tiny import (
-    CLIP_DIM,
-    Model,
-    save_tiny_image_model,
-    tiny_clip,
-    tiny_image_pipeline,
-    tiny_vae,
-    tiny_vae_ti2v,
-)
 
 CLOSE, SHAPED = 1e-6, 1e-5
 HEIGHT, WIDTH, FRAMES = 32, 64, 9
@@ -144,13 +144,11 @@ def test_what_is_no_batch_of_frames_is_refused(shape: tuple[int, ...], dtype: to
 # conditions
 
 
-def prepared(pipeline: WanImageToVideoPipeline, *images: Image.Image, num_frames: int = FRAMES) -> Any:
-    """What diffusers prepares of one picture (and, if there are two, the last): (latents, condition, ...)."""
-    first, *last = [pipeline.video_processor.preprocess(each, height=HEIGHT, width=WIDTH) for each in images]
-    channels = pipeline.vae.config.z_dim
-    return pipeline.prepare_latents(
-        first, 1, channels, HEIGHT, WIDTH, num_frames, torch.float32, torch.device("cpu"), last_image=(*last, None)[0]
-    )
+def prepared(pipeline: WanImageToVideoPipeline, image: Image.Image, num_frames: int = FRAMES) -> Any:
+    """What diffusers prepares of a picture: (latents, condition, ...)."""
+    first = pipeline.video_processor.preprocess(image, height=HEIGHT, width=WIDTH)
+    size = (HEIGHT, WIDTH, num_frames)
+    return pipeline.prepare_latents(first, 1, pipeline.vae.config.z_dim, *size, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("num_frames", [1, 5, 9])
@@ -167,18 +165,6 @@ def test_conditions_equal_the_pipelines(num_frames: int) -> None:
     assert torch.equal(extra_channels(condition), torch.cat([condition_mask(condition), condition], 1))
 
 
-@torch.no_grad()
-def test_a_last_frame_equals_the_pipelines() -> None:
-    pipeline = tiny_image_pipeline("2.1")
-    last = picture(seed=1)
-    expected = prepared(pipeline, picture(), last)[1]
-    condition = first_frame_condition(pipeline.vae, pixels_of(picture()), FRAMES, last_frame_BCHW=pixels_of(last))
-    assert (extra_channels(condition, last_frame=True) - expected).abs().max() < CLOSE
-    assert not torch.equal(extra_channels(condition), extra_channels(condition, last_frame=True))
-    with pytest.raises(ValueError, match="2 frames do not fit"):
-        first_frame_condition(pipeline.vae, pixels_of(picture()), 1, last_frame_BCHW=pixels_of(last))
-
-
 def test_a_batch_is_conditioned_sample_by_sample() -> None:
     vae, pictures = tiny_vae(), (picture(), picture(seed=1))
     together = first_frame_condition(vae, pixels_of(*pictures), 5)
@@ -193,8 +179,6 @@ def test_masks_follow_the_latents() -> None:
     assert mask.shape == (2, 4, 3, 2, 5)
     assert mask.dtype == torch.bfloat16
     assert mask.sum() == mask[:, :, 0].sum() == 2 * 4 * 2 * 5
-    ends = condition_mask(latents, last_frame=True)
-    assert torch.equal((ends - mask).nonzero()[:, 1:3].unique(dim=0), torch.tensor([[3, 2]]))
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

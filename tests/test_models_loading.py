@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file, save_file
+from tiny import Model, save_tiny_model
 
 from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
@@ -24,7 +25,6 @@ from simplewan.models.keys import to_original
 from simplewan.models.wan.hub import download
 from simplewan.models.wan.loading import check_files, load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.sources import fingerprint
-from tests.tiny import Model, save_tiny_model
 
 MINI, HIGH, LOW = (find_flavour(name) for name in ("t2v-mini-high", "t2v-a14b-2.2-high", "t2v-a14b-2.2-low"))
 

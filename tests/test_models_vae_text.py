@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import WanVideoToVideoPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from tiny import tiny_pipeline, tiny_text, tiny_vae
 
 from simplewan.models.wan.text import clean_prompt, encode_prompts, pad_embeds
 from simplewan.models.wan.vae import decode, encode, latent_statistics
-from tests.tiny import tiny_pipeline, tiny_text, tiny_vae
 
 PROMPTS = [
     "a red ball  moves\n left",

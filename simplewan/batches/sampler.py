@@ -34,7 +34,6 @@ class BatchSpec:
     captions: tuple[int, ...]
     epoch: int
     bucket: str
-    ends_epoch: bool = False
 
 
 class Sampler(Iterator[BatchSpec]):
@@ -128,7 +127,6 @@ class Sampler(Iterator[BatchSpec]):
             captions=tuple(self._caption(name, first_draw + at) for at, name in enumerate(planned.names)),
             epoch=self._mark.epoch,
             bucket=planned.bucket,
-            ends_epoch=self._position == len(self._plan.steps),
         )
 
     @property

@@ -1,10 +1,10 @@
 """The tiny Wan: its parts, untrained, and the folders in diffusers' layout that hold them.
 
-Imports flavours, `draw` and `clips`, torch, diffusers and transformers. A folder holds what one of Wan 2.2 holds: for
+Imports flavours and `draw`, torch, diffusers and transformers. A folder holds what one of Wan 2.2 holds: for
 text and for image-to-video the experts transformer and transformer_2 with their boundary and a VAE of 16 channels and
 strides 4 x 8 x 8, for TI2V one transformer and a VAE of 48 channels and strides 4 x 16 x 16; UMT5 with a tokenizer,
 scheduler. So the code that trains it is the code that trains the large ones. `place_model` puts together those that
-have learned and come with the package, made by `make`; `build_model` writes one of random weights in a second.
+have learned and come with the package, made by `make`.
 
 Shapes: B batch, C channels, F frames, H height, W width.
 """
@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -29,9 +28,8 @@ from diffusers import (
 )
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW, find_flavour
-from simplewan.mini.clips import make_scenes
-from simplewan.mini.draw import caption_words, draw_frames
+from simplewan.flavours import HIGH, LOW, find_flavour
+from simplewan.mini.draw import caption_words
 
 FLAVOUR = find_flavour("t2v-mini")
 TEXT_WIDTH = 64
@@ -39,19 +37,6 @@ LATENT_CHANNELS = 16
 WEIGHTS = Path(__file__).with_name("weights")  # the trained model that comes with the package
 WEIGHTS_I2V = Path(__file__).with_name("weights_i2v")  # what its image-to-video sibling has of its own
 WEIGHTS_TI2V = Path(__file__).with_name("weights_ti2v")  # and its TI2V sibling
-FIT_CLIPS, FIT_FRAMES = 8, 17
-
-
-def build_model(folder: Path, *, seed: int) -> None:
-    """Writes an untrained model. The weights depend on `seed` alone; torch's global generator stays as it was."""
-    experts = {name: untrained_transformer(seed + number) for number, name in enumerate(EXPERT_SUBFOLDER)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = make_vae()
-        tokenizer = make_tokenizer()
-        text_encoder = make_text_encoder(len(tokenizer))
-    fit_latent_statistics(vae, _pixels(seed))
-    save_model(folder, vae=vae, tokenizer=tokenizer, text_encoder=text_encoder, experts=experts)
 
 
 def save_model(
@@ -202,9 +187,3 @@ def fit_latent_statistics(vae: Any, clips: list[torch.Tensor]) -> None:
         latents_mean=[round(value, 4) for value in values_CN.mean(dim=1).tolist()],
         latents_std=[round(value, 4) for value in values_CN.std(dim=1).tolist()],
     )
-
-
-def _pixels(seed: int) -> list[torch.Tensor]:
-    """Drawn clips as the VAE wants them: float32 (1, 3, F, H, W) in [-1, 1]."""
-    frames = [draw_frames(scene)[:FIT_FRAMES] for scene in make_scenes(seed, FIT_CLIPS)]
-    return [torch.from_numpy(clip.astype(np.float32) / 127.5 - 1).permute(3, 0, 1, 2)[None] for clip in frames]

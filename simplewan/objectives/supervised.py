@@ -81,10 +81,9 @@ class BatchLike(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """`value` is the scalar to differentiate; `per_sample_B` are the weighted losses, detached, that it averages."""
+    """`value` is the scalar to differentiate."""
 
     value: Tensor
-    per_sample_B: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -146,7 +145,7 @@ class SupervisedFlowMatching:
         metrics = {"timestep": float(sigmas_B.mean()) * NUM_TIMESTEPS}
         if self.weighting != "none":
             metrics["unweighted_loss"] = float(errors_B.detach().mean())
-        return Loss(value=losses_B.mean(), per_sample_B=losses_B.detach(), metrics=metrics)
+        return Loss(value=losses_B.mean(), metrics=metrics)
 
 
 def draw_held(probabilities: Sequence[float], num_frames: int, generator: torch.Generator) -> Tensor | None:

@@ -6,6 +6,7 @@ captions in other scripts than Latin need a font that the system has, else their
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def _take_line(words: list[str], font: Font, width: int) -> tuple[str, list[str]
     line = " ".join(words[:count])
     if count > 1 or font.getlength(line) <= width:
         return line, words[count:]
-    letters = max(1, next((n for n in range(len(line), 0, -1) if font.getlength(line[:n]) <= width), 1))
+    letters = max(1, bisect_right(range(len(line) + 1), width, key=lambda count: font.getlength(line[:count])) - 1)
     return line[:letters], [line[letters:], *words[1:]]
 
 

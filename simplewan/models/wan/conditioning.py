@@ -26,40 +26,32 @@ from simplewan.models.wan.vae import encode
 MASK_CHANNELS = 4  # the pixel frames of a latent frame
 
 
-def first_frame_condition(
-    vae: Any, first_frame_BCHW: Tensor, num_frames: int, *, last_frame_BCHW: Tensor | None = None
-) -> Tensor:
+def first_frame_condition(vae: Any, first_frame_BCHW: Tensor, num_frames: int) -> Tensor:
     """Normalised latents of a video of `num_frames` that is the first frame and then grey (0), as `vae.encode` gives.
 
-    Pixels (B, 3, h, w) in [-1, 1] -> (B, C, F, H, W) float32 on the VAE's device. `last_frame_BCHW` ends the video, for
-    first-and-last-frame models. Raises ValueError for sizes that do not fit, as `encode` does.
+    Pixels (B, 3, h, w) in [-1, 1] -> (B, C, F, H, W) float32 on the VAE's device. Raises ValueError for sizes that do
+    not fit, as `encode` does.
     """
     first = _placed(vae, first_frame_BCHW)
-    parts = [first] if last_frame_BCHW is None else [first, _placed(vae, last_frame_BCHW)]
-    if num_frames < len(parts):
-        raise ValueError(f"{len(parts)} frames do not fit into a video of {num_frames}")
     batch, channels, _one, height, width = first.shape
-    parts.insert(1, first.new_zeros(batch, channels, num_frames - len(parts), height, width))
-    return encode(vae, torch.cat(parts, dim=2))
+    rest = first.new_zeros(batch, channels, num_frames - 1, height, width)
+    return encode(vae, torch.cat([first, rest], dim=2))
 
 
-def condition_mask(latents_BCFHW: Tensor, *, last_frame: bool = False) -> Tensor:
+def condition_mask(latents_BCFHW: Tensor) -> Tensor:
     """1 on the pixel frames that are given, else 0: (B, 4, F, H, W) for latents of that batch and size, in their dtype.
 
-    The channels are the four pixel frames of a latent frame; latent frame 0 holds one, which counts four times. With
-    `last_frame`, the last pixel frame, the fourth of the last latent frame, is given too.
+    The channels are the four pixel frames of a latent frame; latent frame 0 holds one, which counts four times.
     """
     batch, _channels, frames, height, width = latents_BCFHW.shape
     mask_B4FHW = latents_BCFHW.new_zeros(batch, MASK_CHANNELS, frames, height, width)
     mask_B4FHW[:, :, 0] = 1
-    if last_frame:
-        mask_B4FHW[:, -1, -1] = 1
     return mask_B4FHW
 
 
-def extra_channels(condition_BCFHW: Tensor, *, last_frame: bool = False) -> Tensor:
+def extra_channels(condition_BCFHW: Tensor) -> Tensor:
     """What the transformer of I2V takes behind the noisy latents: mask and condition, (B, 4 + C, F, H, W)."""
-    return torch.cat([condition_mask(condition_BCFHW, last_frame=last_frame), condition_BCFHW], dim=1)
+    return torch.cat([condition_mask(condition_BCFHW), condition_BCFHW], dim=1)
 
 
 def first_frame_latent(vae: Any, first_frame_BCHW: Tensor) -> Tensor:
