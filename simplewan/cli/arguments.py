@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from simplewan.errors import Problem
 from simplewan.options.catalogue import catalogue
@@ -23,6 +24,7 @@ TRUE, FALSE = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", 
 BOOLEANS = (*TRUE, *FALSE)
 # Arguments that pick the configuration instead of setting an option.
 PICKS = ("config", "env", "example")
+NO_OTHERS: Mapping[str, str] = MappingProxyType({})
 _PAIR = re.compile(r"^-{0,2}[A-Za-z_][\w.-]*=", re.DOTALL)
 
 
@@ -64,12 +66,12 @@ class Arguments:
         self.problems.append(Problem(COMMAND_LINE, message, key, value, fix))
         return None
 
-    def choice(self, key: str, choices: Sequence[str]) -> str | None:
-        """An own argument that is one of several words; a problem when it is another."""
+    def choice(self, key: str, choices: Sequence[str], others: Mapping[str, str] = NO_OTHERS) -> str | None:
+        """An own argument that is one of several words; a problem when it is another. `others` are words for them."""
         value = self.value(key)
         if value is None or value in choices:
             return value
-        meant = did_you_mean(value, choices)
+        meant = others.get(value.lower()) or did_you_mean(value, choices)
         fix = f'did you mean "{meant}"?' if meant else f"there are {', '.join(choices)}"
         self.problems.append(Problem(COMMAND_LINE, "is not known", key, value, fix))
         return None
