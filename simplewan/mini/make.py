@@ -25,7 +25,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from simplewan.data.atomic import atomic_folder
-from simplewan.flavours import EXPERT_SUBFOLDER, HIGH
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
 from simplewan.mini.clips import SIZES, write_dataset
 from simplewan.mini.model import save_model, untrained_transformer, with_first_frame
 
@@ -34,7 +34,11 @@ SEED = 42
 DATASETS = {"long": (SEED, 6000, SIZES), "short": (SEED + 1, 3000, SIZES), "square": (SEED + 2, 4000, ((64, 64),))}
 RECIPE = Path(__file__).with_name("recipes") / "config.json"
 # What differs from the recipe, which is that of T2V.
-I2V = ("max_train_steps=4000", "learning_rate=0.005", "lr_warmup_steps=100")
+# The low-noise expert paints the first frame, and goes on getting better at it.
+I2V = {
+    HIGH: ("max_train_steps=4000", "learning_rate=0.005", "lr_warmup_steps=100"),
+    LOW: ("max_train_steps=10500", "learning_rate=0.006", "lr_warmup_steps=100"),
+}
 TI2V = ("max_train_steps=4000", "data_backend_config=square.json", "i2v_probability=0.7")
 VAE = {"t2v": "vae", "i2v": "vae", "ti2v": "vae-2.2"}
 # Small products: a second thread gains little, and page faults cost more than the arithmetic.
@@ -72,7 +76,7 @@ def make(folder: Path, *, jobs: int) -> Path:
             _once(folder / f"{task}-untrained", partial(_assemble, folder, task, trained=False))
         _all(
             jobs,
-            *(partial(_train, folder, f"i2v-{expert}", "i2v", expert, *I2V) for expert in EXPERT_SUBFOLDER),
+            *(partial(_train, folder, f"i2v-{expert}", "i2v", expert, *I2V[expert]) for expert in EXPERT_SUBFOLDER),
             partial(_train, folder, "ti2v-high", "ti2v", HIGH, *TI2V),
         )
         for task in VAE:
