@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from runs import notice, records, start, write_tiny_run
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny_image_model
 
 from simplewan.app import idle, roles
@@ -316,9 +316,12 @@ def test_options_of_one_expert_count_when_it_is_trained(
     assert "init_lora_low" in told and "expert_share" in told
     assert run("no", BOTH, "max_train_steps=1", "max_timestep=800") == 2
     assert "model_flavour=t2v-a14b-2.2-low" in capfd.readouterr().err
+    began = lora(tmp_path / "out", "low")
+    image = {f"diffusion_model.blocks.0.cross_attn.k_img.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    save_file(began | image, start)
     assert run("from", BOTH, "max_train_steps=1", "lora_rank_low=2", f"init_lora_low={start}", "learning_rate=0") == 0
-    moved, began = lora(tmp_path / "from", "low"), lora(tmp_path / "out", "low")
-    assert_equal(moved, began)
+    assert_equal(lora(tmp_path / "from", "low"), began)
+    assert "1 of its linears, for image tokens" in notice(tmp_path / "from", f"init_lora_low {start}")
     assert run("no", BOTH, "max_train_steps=1", f"init_lora_high={tmp_path / 'nowhere.safetensors'}") == 2
 
 

@@ -68,8 +68,12 @@ def test_a_target_without_a_linear(model: Path) -> None:
     ("made", "message", "fix"),
     [
         ({"rank": 2}, "has rank 2, and 4 is trained", "set lora_rank to 2"),
-        ({"layers": 1}, "is of another model: it changes 1 blocks, and 2 are trained", "name a LoRA of this model"),
-        ({"layers": 3}, "is of another model: it changes 3 blocks, and 2 are trained", "name a LoRA of this model"),
+        (
+            {"layers": 1},
+            "is of other linears than are trained: it does not change blocks.1.attn1.to_k",
+            "name another LoRA",
+        ),
+        ({"layers": 3}, "is of another model: it changes blocks.2.attn1.to_k", "name a LoRA of this model"),
         (
             {"dim": 16},
             "is of another model: blocks.0.attn1.to_k has 16 inputs there, and 32 here",
@@ -83,7 +87,7 @@ def test_a_target_without_a_linear(model: Path) -> None:
         (
             {"targets": ("to_q",)},
             "is of other linears than lora_targets: lacks attn1.to_k",
-            "set lora_targets to attn1.to_q, attn2.to_q",
+            "set lora_targets to attn1.to_q,attn2.to_q",
         ),
     ],
 )
@@ -91,6 +95,55 @@ def test_a_lora_that_cannot_be_started_from(made: dict, message: str, fix: str, 
     file = lora(tmp_path / "start.safetensors", **made)
     key, what, how = told(options(model, init_lora=file))
     assert key == "init_lora" and what.startswith(message) and how == fix
+
+
+def test_a_lora_of_some_linears(model: Path, tmp_path: Path) -> None:
+    """One block, or one of two kinds, of the same model: no word of another model."""
+    file = lora(tmp_path / "start.safetensors", targets=("blocks.1.attn1.to_q",))
+    check_adapters(options(model, init_lora=file, lora_targets=("blocks.1.attn1.to_q",)), LOW)
+    assert told(options(model, init_lora=file, lora_targets=("blocks.0.attn1.to_q",)))[1:] == (
+        "is of other linears than are trained: it changes blocks.1.attn1.to_q and does not change blocks.0.attn1.to_q",
+        "name another LoRA",
+    )
+    two = ("blocks.1.attn1.to_q", "blocks.1.attn2.to_q")
+    assert told(options(model, init_lora=file, lora_targets=two))[1] == (
+        "is of other linears than lora_targets: lacks attn2.to_q"
+    )
+
+
+def test_targets_and_rank_are_told_together(model: Path, tmp_path: Path) -> None:
+    file = lora(tmp_path / "start.safetensors", rank=2, targets=("all", "proj_out"))
+    with pytest.raises(UserError) as raised:
+        check_adapters(options(model, init_lora=file), LOW)
+    assert [problem.fix for problem in raised.value.problems] == [
+        "set lora_targets to all,proj_out",
+        "set lora_rank to 2",
+    ]
+
+
+def test_the_rank_that_counts_is_named(model: Path, tmp_path: Path) -> None:
+    file = lora(tmp_path / "start.safetensors", rank=2)
+    assert told(options(model, {"lora_rank_low": 8}, init_lora=file))[2] == "set lora_rank_low to 2"
+
+
+IMAGE = ("add_k_proj", "add_v_proj")
+
+
+def test_linears_for_image_tokens(model: Path, tmp_path: Path) -> None:
+    """They may be lacking where the model has none, and are not lost where it has them."""
+    of_i2v = {"in_channels": 36, "image_dim": 24}
+    i2v = save_tiny_model(tmp_path / "i2v", **of_i2v)
+    file = lora(tmp_path / "start.safetensors", targets=("attention", *IMAGE), **of_i2v)
+    check_adapters(options(model, init_lora=file), LOW)
+    flavour = find_flavour("i2v-14b-2.1")
+    assert (
+        told(options(i2v, init_lora=file), flavour)[2]
+        == "set lora_targets to attention,attn2.add_k_proj,attn2.add_v_proj"
+    )
+    check_adapters(options(i2v, init_lora=file, lora_targets=("attention", *IMAGE)), flavour)
+    check_adapters(options(i2v, init_lora=lora(file), lora_targets=("attention", *IMAGE)), flavour)
+    alone = lora(tmp_path / "alone.safetensors", targets=IMAGE, **of_i2v)
+    assert told(options(model, init_lora=alone))[1] == "changes linears for image tokens alone, which the model lacks"
 
 
 def test_several_ranks_cannot_be_started_from(model: Path, tmp_path: Path) -> None:
@@ -128,12 +181,11 @@ def test_it_is_told_before_anything_is_cached(
         '[{"id": "clips", "dataset_type": "video", "instance_data_dir": "clips", "video": {"num_frames": 5}}]'
     )
     monkeypatch.chdir(tmp_path)
-    told = main(
-        ["train", f"pretrained_model_name_or_path={model}", "model_flavour=t2v-a14b-2.2-low", "output_dir=out",
-         "data_backend_config=data.json", "max_train_steps=1", "lora_targets=to_qq"]
-    )  # fmt: skip
-    assert told == 2 and 'did you mean "to_q"?' in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    for command in ("train", "cache"):
+        words = [f"pretrained_model_name_or_path={model}", "model_flavour=t2v-a14b-2.2-low", "output_dir=out",
+         "data_backend_config=data.json", "max_train_steps=1", "lora_targets=to_qq"]  # fmt: skip
+        assert main([command, *words]) == 2 and 'did you mean "to_q"?' in capsys.readouterr().err
+        assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
 
 
 def test_what_tells_no_configuration_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

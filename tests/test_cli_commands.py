@@ -73,6 +73,7 @@ def test_missing_and_broken_configurations(capsys: pytest.CaptureFixture[str], t
     (tmp_path / "broken.json").write_text('{"model_family": "wan", ')
     for words, wanted in (
         (["train"], "config.json: there is no such file; copy config/config.json.example and its neighbours"),
+        (["train", "--dit_high_noise", "x"], "did you mean pretrained_transformer_model_name_or_path?"),
         (["train", "--config", "nope.json"], "nope.json: there is no such file"),
         (["train", "--config", "broken.json"], "broken.json, line 1, column 25"),
         (["train", "env=mine"], "config/mine/config.json: there is no such file"),

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from simplewan.flavours import find_flavour
 from simplewan.options import changed_keys, load
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
 from simplewan.options.datasets import NESTED, DatasetOptions
 from simplewan.options.declare import FACTS, is_on, members
 from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
+from simplewan.options.experts import facts_of
 from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, MUSUBI_DATASET, RENAMED, SWITCHES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,6 +160,12 @@ def test_a_change_that_may_not_be_is_named() -> None:
     new = {"seed": 2, "max_train_steps": 20, "learning_rate": 1e-5, "output_dir": "b", "lora_rank": 8}
     assert changed_keys(old, new) == ["seed", "lora_rank"]
     assert changed_keys(old, dict(old)) == []
+
+
+def test_a_key_that_the_flavour_does_not_read_may_change() -> None:
+    old, new = {"lora_rank_high": 2, "expert_share": 0.5}, {"lora_rank_high": 6, "expert_share": 0.7}
+    for flavour, changed in (("t2v-a14b-2.2-low", []), ("t2v-a14b-2.2-high", ["lora_rank_high"])):
+        assert changed_keys(old, new, facts_of(find_flavour(flavour))) == changed
 
 
 def test_an_absent_key_has_its_default() -> None:

@@ -92,7 +92,7 @@ def test_the_loras_of_experts_where_there_are_none(tmp_path: Path) -> None:
         assert problem.key == key and problem.fix == "name it with init_lora"
     one = load_in(tmp_path, model_flavour="t2v-a14b-2.2-low", init_lora_high=str(tmp_path / "nowhere"), lora_rank_low=2)
     (told,) = (notice.message for notice in one.notices if "not read" in notice.message)
-    assert "init_lora_high (needs a flavour that trains the high-noise expert and model_type lora)" in told
+    assert "init_lora_high (needs a flavour that trains the high-noise expert)" in told
     assert "lora_rank_low" not in told
     with pytest.raises(UserError, match=r"init_lora_low.*is not there"):
         load_in(tmp_path, model_flavour="t2v-a14b-2.2-low", init_lora_low=str(tmp_path / "nowhere"))
@@ -119,3 +119,24 @@ def test_a_share_in_percent_gets_a_hint(tmp_path: Path) -> None:
 def test_another_models_repository_names_the_flavour_that_fits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"or set model_flavour to t2v-a14b-2\.2$"):
         load_in(tmp_path, model_flavour="ti2v-5b", pretrained_model_name_or_path="Wan-AI/Wan2.2-T2V-A14B")
+
+
+def test_what_is_no_lora_file_is_told_at_once(tmp_path: Path) -> None:
+    """All of it together, with the file in a folder that is meant."""
+    (tmp_path / "fox.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n and so on, and so on")
+    (tmp_path / "run").mkdir()
+    for name in ("high", "low"):
+        lora(tmp_path / "run" / f"fox_{name}_noise.safetensors")
+    with pytest.raises(UserError) as raised:
+        load_in(tmp_path, model_flavour="t2v-a14b-2.2", init_lora_high="fox.safetensors", init_lora_low="run")
+    high, low = raised.value.problems
+    assert high.key == "init_lora_high" and "as PNG pictures do" in high.message
+    assert low.message == "is a folder" and low.fix == f"name {tmp_path / 'run' / 'fox_low_noise.safetensors'}"
+
+
+def test_one_lora_for_both_experts_is_one_mistake(tmp_path: Path) -> None:
+    for name, fix in (("fox_high_noise", "init_lora_high"), ("fox", "init_lora_high or init_lora_low")):
+        with pytest.raises(UserError) as raised:
+            load_in(tmp_path, model_flavour="t2v-a14b-2.2", init_lora=str(lora(tmp_path / f"{name}.safetensors")))
+        (problem,) = raised.value.problems
+        assert problem.fix == f"name it with {fix}"

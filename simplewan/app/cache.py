@@ -16,6 +16,7 @@ from simplewan.app.gathering import Gathered, gather
 from simplewan.app.pictures import ToRender
 from simplewan.app.preparing import Drawn, look_ahead, tell_undrawn
 from simplewan.app.rendered import plan_rendering
+from simplewan.app.starts import check_adapters
 from simplewan.app.stores import Stores
 from simplewan.app.wanted import Wanted, everything_wanted
 from simplewan.caches import house
@@ -86,6 +87,8 @@ def cache(loaded: Loaded, action: str, *, force: bool = False) -> CacheOutcome:
     console, emit, outcome = Console(), Emitter(), CacheOutcome()
     emit.add(console)
     check_files(loaded.options.model, loaded.flavour, with_other_stage=False)
+    if action == FILL:
+        check_adapters(loaded.options, loaded.flavour)
     with SignalWatch() as signals:
         try:
             for notice in loaded.notices:

@@ -153,9 +153,14 @@ def announce(context: Context, prepared: Prepared) -> None:
     def counted(number: int, name: str) -> str:
         return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
+    clips = ""
+    if prepared.rendering is not None and plan.validation_steps:
+        settings = prepared.rendering.settings
+        clips = f" of {counted(len(settings.prompts) * len(settings.sizes), 'clip')} ({settings.clips})"
+    saves, shows = counted(len(plan.checkpoint_steps), "checkpoint"), counted(len(plan.validation_steps), "validation")
     context.say(
         f"{counted(plan.total_steps, 'step')}, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
-        f"{counted(len(plan.checkpoint_steps), 'checkpoint')}, {counted(len(plan.validation_steps), 'validation')}"
+        f"{saves}, {shows}{clips}"
     )
     announce_turns(context, prepared.turns, prepared.steps)
 

@@ -13,7 +13,9 @@ from simplewan.checkpoints.files import write_json
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
+from simplewan.flavours import Flavour
 from simplewan.options import changed_keys
+from simplewan.options.experts import facts_of
 
 FINISHED = "finished.json"
 
@@ -41,7 +43,7 @@ def find_resume(
     *,
     wanted: str,
     resolved: Mapping[str, Any],
-    roles: tuple[str, ...],
+    flavour: Flavour,
     output: Path,
     emit: Emit,
 ) -> Resume | None:
@@ -62,7 +64,7 @@ def find_resume(
         return None
     path, step = found
     record = json.loads((path / RESOLVED).read_text(encoding="utf-8"))
-    changed = changed_keys(record, dict(resolved))
+    changed = changed_keys(record, dict(resolved), facts_of(flavour))
     if changed:
         raise UserError(
             *(
@@ -77,7 +79,7 @@ def find_resume(
             )
         )
     emit(Notice(f"resuming from {path.name}{_permitted_changes(record, resolved)}"))
-    return Resume(path, step, roles)
+    return Resume(path, step, flavour.trained_experts)
 
 
 def _permitted_changes(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from simplewan.app.context import Context
 from simplewan.app.drawing import make_sampler
 from simplewan.app.fetching import Fetch
-from simplewan.app.starts import start_from_lora, start_key
+from simplewan.app.starts import start_from_lora
 from simplewan.batches.batch import Batch
 from simplewan.batches.loader import Loader
 from simplewan.events import Stage
@@ -31,7 +31,7 @@ from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.supervised import Loss, Predict, SupervisedFlowMatching
-from simplewan.options.experts import adapter_of, learning_rate_of
+from simplewan.options.experts import adapter_of, key_of, learning_rate_of
 from simplewan.training.optimizers import LION_BETAS, MUON_BETAS, OptimizerSettings, make_optimizer
 from simplewan.training.roles import Role
 from simplewan.training.schedules import learning_rate
@@ -105,10 +105,10 @@ def load_expert(context: Context, name: str) -> Expert:
     else:
         adapter = adapter_of(options, context.flavour, name)
         add_lora(transformer, adapter, seed=derive_seed(options.run.seed, name, "adapter"))
-        if adapter.init_lora is not None:
-            key = start_key(options, context.flavour, name)
-            if (remark := start_from_lora(transformer, adapter.init_lora, key)) is not None:
-                context.say(f"{key} {adapter.init_lora}: {remark}", warning=True)
+        remark = None if adapter.init_lora is None else start_from_lora(transformer, adapter.init_lora)
+        if remark is not None:
+            key = key_of(options, context.flavour, name, "init_lora")
+            context.say(f"{key} {adapter.init_lora}: {remark}", warning=True)
     transformer.to(context.device).train()
     own_memory(transformer)
     recompute = "full" if options.model.gradient_checkpointing else "none"

@@ -147,7 +147,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
         context.emit(event)
         records.append(record_of(event, clip, settings, steps))
 
-    label = f"Rendering {len(clips)} clip{'' if len(clips) == 1 else 's'}"
+    label = f"Rendering {len(clips)} clip{'' if len(clips) == 1 else 's'} ({settings.clips})"
     return renderer.run(clips, label=label, where="sample", rendered=rendered)
 
 

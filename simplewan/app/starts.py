@@ -6,7 +6,7 @@ hours of caching. The model's shapes are those of an empty one, made from its co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from simplewan.models.adapters import (
     across_tasks,
     adapter_parameters,
     adapter_scale,
+    linears_of,
     load_adapter_state,
     matched_modules,
 )
@@ -26,8 +27,7 @@ from simplewan.models.lora.read import read_lora
 from simplewan.models.lora.skeleton import empty_model
 from simplewan.models.wan.loading import transformer_configuration
 from simplewan.options import Options
-from simplewan.options.experts import adapter_of, has_own
-from simplewan.options.groups.adapter import AdapterOptions
+from simplewan.options.experts import adapter_of, key_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,25 +41,18 @@ def check_adapters(options: Options, flavour: Flavour) -> None:
         return
     problems: dict[str, Problem] = {}
     for expert in flavour.trained_experts:
-        config = transformer_configuration(options.model, flavour, expert)
         try:
+            config = transformer_configuration(options.model, flavour, expert)
             if config is not None:
-                _check_adapter(
-                    empty_model(config), adapter_of(options, flavour, expert), start_key(options, flavour, expert)
-                )
+                _check_adapter(empty_model(config), options, flavour, expert)
         except UserError as error:
             problems |= {str(problem): problem for problem in error.problems}
     if problems:
         raise UserError(*problems.values())
 
 
-def start_key(options: Options, flavour: Flavour, expert: str) -> str:
-    """The option that names the LoRA which `expert` starts from."""
-    own = f"init_lora_{expert}"
-    return own if has_own(flavour, expert) and getattr(options.experts, own) is not None else "init_lora"
-
-
-def _check_adapter(model: nn.Module, adapter: AdapterOptions, key: str) -> None:
+def _check_adapter(model: nn.Module, options: Options, flavour: Flavour, expert: str) -> None:
+    adapter = adapter_of(options, flavour, expert)
     modules = matched_modules(model, adapter.lora_targets)
     if adapter.init_lora is None:
         return
@@ -68,18 +61,21 @@ def _check_adapter(model: nn.Module, adapter: AdapterOptions, key: str) -> None:
         rows, columns = model.get_submodule(module).weight.shape
         wanted[f"{module}.lora_A.weight"] = adapter.lora_rank, columns
         wanted[f"{module}.lora_B.weight"] = rows, adapter.lora_rank
-    given = {name: tuple(value.shape) for name, value in read_lora(adapter.init_lora)[0].items()}
-    _refuse_misfit(wanted, given, adapter.init_lora, key)
+    key, rank_key = (key_of(options, flavour, expert, name) for name in ("init_lora", "lora_rank"))
+    if key != "init_lora":  # a rank for this expert alone is meant
+        rank_key = f"lora_rank_{expert}"
+    given = _shapes(read_lora(adapter.init_lora)[0])
+    _refuse_misfit(wanted, given, linears_of(model), adapter.init_lora, key=key, rank_key=rank_key)
 
 
-def start_from_lora(transformer: nn.Module, path: Path, key: str = "init_lora") -> str | None:
+def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
     """Put a LoRA file's weights into the adapter; returns what to say if it is of T2V and the base of I2V, or so.
 
     Raises UserError when rank, targets or model differ.
     """
-    parameters, state = adapter_parameters(transformer), read_lora(path)[0]
-    _refuse_misfit(_shapes(parameters), _shapes(state), path, key)
-    missing, unused, remark = across_tasks(parameters, state)
+    parameters, state, linears = adapter_parameters(transformer), read_lora(path)[0], linears_of(transformer)
+    _refuse_misfit(_shapes(parameters), _shapes(state), linears, path)
+    missing, unused, remark = across_tasks(parameters, state, linears)
     scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
     start = {name: value / scale if ".lora_B." in name else value for name, value in state.items()}
     start |= {name: parameters[name].detach().to("cpu", copy=True) for name in missing}
@@ -91,59 +87,77 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _refuse_misfit(wanted: Shapes, given: Shapes, path: Path, key: str) -> None:
-    """Raise UserError if a LoRA of the shapes `given` is not one of the shapes that are trained."""
-    missing, unused, _ = across_tasks(wanted, given)
+def _refuse_misfit(
+    wanted: Shapes,
+    given: Shapes,
+    linears: Collection[str],
+    path: Path,
+    *,
+    key: str = "init_lora",
+    rank_key: str = "lora_rank",
+) -> None:
+    """Raise UserError, with all reasons, if a LoRA of the shapes `given` cannot start the one that is trained.
+
+    `linears` are those of the model; `key` is the option that names the file, `rank_key` the one that says the rank.
+    """
+    missing, unused, _ = across_tasks(wanted, given, linears)
     wanted = {name: shape for name, shape in wanted.items() if name not in missing}
     given = {name: shape for name, shape in given.items() if name not in unused}
-    fault = _other_model(wanted, given) or _other_targets(wanted, given) or _other_rank(wanted, given, key)
-    if fault is not None:
-        raise UserError(Problem("config", fault[0], key, str(path), fault[1]))
+    if not given:
+        faults = [("changes linears for image tokens alone, which the model lacks", "name another LoRA")]
+    elif (other := _other_model(wanted, given, linears)) is not None:
+        faults = [other]
+    else:
+        both = _other_targets(wanted, given), _other_rank(wanted, given, rank_key)
+        faults = [fault for fault in both if fault is not None]
+    if faults:
+        raise UserError(*(Problem("config", message, key, str(path), fix) for message, fix in faults))
 
 
-def _other_model(wanted: Shapes, given: Shapes) -> tuple[str, str] | None:
-    """That the linears are of other sizes, or of another number of blocks."""
+def _other_model(wanted: Shapes, given: Shapes, linears: Collection[str]) -> tuple[str, str] | None:
+    """That a linear is of another size than the model's, or not in it."""
     fix = "name a LoRA of this model"
+    absent = list(dict.fromkeys(module for module in map(_module, given) if module not in linears))
+    if absent:
+        return f"is of another model: it changes {some(absent)}, which this one lacks", fix
     for name in given:
         # The side of a matrix that is not the rank: the inputs of A, the outputs of B.
         side = 1 if ".lora_A." in name else 0
         if name in wanted and given[name][side] != wanted[name][side]:
-            what, module = ("inputs", "outputs")[1 - side], _module(name)
-            return (
-                f"is of another model: {module} has {given[name][side]} {what} there, and {wanted[name][side]} here",
-                fix,
-            )
-    here, there = _blocks(wanted), _blocks(given)
-    if here and there and here != there and _kinds(wanted) == _kinds(given):
-        return f"is of another model: it changes {len(there)} blocks, and {len(here)} are trained", fix
+            has = f"{_module(name)} has {given[name][side]} {'inputs' if side else 'outputs'}"
+            return f"is of another model: {has} there, and {wanted[name][side]} here", fix
     return None
 
 
 def _other_targets(wanted: Shapes, given: Shapes) -> tuple[str, str] | None:
     """That other linears are changed than are trained."""
-    if wanted.keys() == given.keys():
-        return None
     here, there = _kinds(wanted), _kinds(given)
-    if here == there:
-        lacking = sorted({_module(name) for name in wanted.keys() ^ given.keys()})
-        return f"is of other linears: {some(lacking)} are changed by one and not by the other", "name another LoRA"
-    only = [
-        f"{what} {some(sorted(names))}" for what, names in (("it has", there - here), ("lacks", here - there)) if names
-    ]
-    preset = next((name for name, kinds in PRESETS.items() if set(kinds) == there), None)
-    targets = preset or ", ".join(sorted(there))
-    return f"is of other linears than lora_targets: {' and '.join(only)}", f"set lora_targets to {targets}"
+    if here != there:
+        differences = {"it has": there - here, "lacks": here - there}
+        only = [f"{what} {some(sorted(names))}" for what, names in differences.items() if names]
+        return f"is of other linears than lora_targets: {' and '.join(only)}", f"set lora_targets to {_targets(there)}"
+    if wanted.keys() != given.keys():
+        sides = {"changes": given.keys() - wanted.keys(), "does not change": wanted.keys() - given.keys()}
+        only = [f"{what} {some(sorted({_module(name) for name in names}))}" for what, names in sides.items() if names]
+        return f"is of other linears than are trained: it {' and '.join(only)}", "name another LoRA"
+    return None
 
 
-def _other_rank(wanted: Shapes, given: Shapes, key: str) -> tuple[str, str] | None:
+def _targets(kinds: set[str]) -> str:
+    """The lora_targets that mean these linears in every block."""
+    fitting = [name for name, ends in PRESETS.items() if set(ends) <= kinds]
+    preset = fitting[-1:]  # the largest
+    return ",".join([*preset, *sorted(kinds.difference(*(PRESETS[name] for name in preset)))])
+
+
+def _other_rank(wanted: Shapes, given: Shapes, rank_key: str) -> tuple[str, str] | None:
     """That the ranks differ."""
     trained = {shape[0] for name, shape in wanted.items() if ".lora_A." in name}
     ranks = sorted({shape[0] for name, shape in given.items() if ".lora_A." in name})
     if set(ranks) == trained:
         return None
-    option = key.replace("init_lora", "lora_rank")
     if len(ranks) == 1:
-        return f"has rank {ranks[0]}, and {max(trained)} is trained", f"set {option} to {ranks[0]}"
+        return f"has rank {ranks[0]}, and {max(trained)} is trained", f"set {rank_key} to {ranks[0]}"
     fix = f"`simpletuner export FILE --as-lora {max(ranks)}` makes it one rank"
     return f"has modules of ranks {ranks[0]} to {ranks[-1]}, and one rank is trained", fix
 
@@ -154,10 +168,5 @@ def _module(name: str) -> str:
 
 def _kinds(names: Iterable[str]) -> set[str]:
     """The linears without their blocks' numbers: attn1.to_q."""
-    return {
-        ".".join(words[2:] if words[0] == "blocks" else words) for words in (_module(name).split(".") for name in names)
-    }
-
-
-def _blocks(names: Iterable[str]) -> set[str]:
-    return {words[1] for words in (name.split(".") for name in names) if words[0] == "blocks"}
+    modules = (_module(name).split(".") for name in names)
+    return {".".join(words[2:] if words[0] == "blocks" else words) for words in modules}

@@ -84,7 +84,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         checkpoints,
         wanted=options.run.resume_from_checkpoint,
         resolved=loaded.resolved,
-        roles=loaded.flavour.trained_experts,
+        flavour=loaded.flavour,
         output=output,
         emit=emit,
     )

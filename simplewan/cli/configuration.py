@@ -15,7 +15,7 @@ from simplewan.errors import EXIT_USER_ERROR, Problem, UserError
 from simplewan.events import Notice
 from simplewan.examples import example_folder, example_names
 from simplewan.options import Loaded, load
-from simplewan.options.sources import did_you_mean
+from simplewan.options.sources import COMMAND_LINE, Findings, did_you_mean, gather
 
 DEFAULT_CONFIG = Path("config/config.json")
 PLACEHOLDER = "example"
@@ -97,7 +97,9 @@ def find_configuration(
             return None, {}
         return _default_config(), {}
     except UserError as error:
-        raise UserError(*arguments.problems, *error.problems) from None
+        findings = Findings()
+        gather({}, arguments.overrides, environ=environ, config_name=COMMAND_LINE, findings=findings)
+        raise UserError(*arguments.problems, *error.problems, *findings.problems) from None
 
 
 def _copied_example(name: str, path: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -69,16 +69,21 @@ def adapter_alpha(options: LoraSettings) -> float:
     return options.lora_rank if options.lora_alpha is None else options.lora_alpha
 
 
+def linears_of(transformer: nn.Module) -> list[str]:
+    """The names of the linears, with or without an adapter, in the model's order."""
+    return [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear | LoraLayer) and ".base_layer" not in name and ".lora_" not in name
+    ]
+
+
 def matched_modules(transformer: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
     """The names of the linears that `targets` (presets, full names, or their ends) mean, in the model's order.
 
     A preset stands for linears of the blocks. Raises UserError naming every target without a match.
     """
-    linears = [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear | LoraLayer) and ".base_layer" not in name and ".lora_" not in name
-    ]
+    linears = linears_of(transformer)
     found: set[str] = set()
     problems = []
     for target in targets:
@@ -162,14 +167,16 @@ def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor], name
             parameters[key].copy_(value)
 
 
-def across_tasks(wanted: Collection[str], given: Collection[str]) -> tuple[list[str], list[str], str | None]:
-    """What a LoRA of the names `given` lacks of `wanted` and has besides when only linears for CLIP's image tokens
-    differ, and what to say.
+def across_tasks(
+    wanted: Collection[str], given: Collection[str], linears: Collection[str]
+) -> tuple[list[str], list[str], str | None]:
+    """What a LoRA of the names `given` may lack of `wanted`, and have besides, being of another task; what to say.
 
-    Wan 2.1 I2V has them and no other model: an adapter of T2V leaves them as they begin, and one of I2V loses its own.
+    Wan 2.1 I2V alone has linears for CLIP's image tokens: an adapter of T2V leaves them as they begin, and one of I2V
+    loses its own on a model without them. `linears` are those of the model.
     """
     missing = [key for key in wanted if key not in given and _is_of_image(key)]
-    unused = [key for key in given if key not in wanted and _is_of_image(key)]
+    unused = [key for key in given if _is_of_image(key) and key.rsplit(".", 2)[0] not in linears]
     remark = f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
     if missing:
         remark = f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"

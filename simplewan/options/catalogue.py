@@ -6,13 +6,13 @@ the documentation share. Imports the groups. Adding an option is one field in on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_type_hints
 
 from simplewan.options.datasets import NESTED, DatasetOptions
-from simplewan.options.declare import Declared, Group, declarations, is_on
+from simplewan.options.declare import Condition, Declared, Group, declarations, is_on
 from simplewan.options.groups.adapter import AdapterOptions
 from simplewan.options.groups.caches import CacheOptions
 from simplewan.options.groups.checkpoints import CheckpointOptions
@@ -94,9 +94,10 @@ def coming(declared: Declared, among: dict[str, Declared]) -> str | None:
     return None
 
 
-def is_read(declared: Declared, values: dict[str, Any]) -> bool:
-    """Whether an option acts, given the values of the others: every switch is on, or holds one of the named values."""
-    return all(
-        str(values.get(switch)) in wanted if wanted else is_on(values.get(switch))
+def unmet(declared: Declared, values: Mapping[str, Any]) -> list[Condition]:
+    """The conditions of an option that do not hold, given the values of the others."""
+    return [
+        (switch, wanted)
         for switch, wanted in declared.conditions
-    )
+        if not (str(values.get(switch)) in wanted if wanted else is_on(values.get(switch)))
+    ]

@@ -243,14 +243,6 @@ def _check_experts(
                 findings.problem(where.get(key, config), message, key=key, value=str(start), fix=fix)
     if not flavour.trains_both:
         return
-    if options.model.model_type == "lora" and options.adapter.init_lora is not None:
-        findings.problem(
-            where.get("init_lora", config),
-            f"is the LoRA of one expert, and {flavour.name} trains both",
-            key="init_lora",
-            value=str(options.adapter.init_lora),
-            fix="name it with init_lora_high or init_lora_low",
-        )
     share = options.experts.expert_share
     if share in (0, 1):
         expert = HIGH if share else LOW

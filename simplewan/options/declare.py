@@ -27,6 +27,8 @@ FACTS = {
     **{fact: f"a flavour that trains the {expert}-noise expert" for expert, fact in OF_EXPERT.items()},
     HOLDS_FIRST_FRAME: "a flavour of TI2V",
 }
+# A switch, and the values that it must have; () for any that is on.
+Condition = tuple[str, tuple[str, ...]]
 # Values that ask for nothing: a switch that holds one of them is off.
 OFF = (None, False, 0, "", "none", "no_change", "no", "off")
 
@@ -99,8 +101,8 @@ class Declared:
     maximum: float | None = None
 
     @property
-    def conditions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What must hold for the option to be read: (switch, the values that it must have; () for any that is on)."""
+    def conditions(self) -> tuple[Condition, ...]:
+        """What must hold for the option to be read."""
         parts = (part.partition("=") for part in (self.applies or "").split("&") if part)
         return tuple((switch, tuple(wanted.split("|")) if wanted else ()) for switch, _, wanted in parts)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
 from simplewan.options.declare import Declared
-from simplewan.options.later import needs
+from simplewan.options.later import in_words
 from simplewan.options.values import plain
 
 DATASETS = "datasets"
@@ -89,7 +89,7 @@ def _record(key: str, declared: Declared, among: dict[str, Declared]) -> dict[st
         "choices": list(declared.choices),
         "later_choices": dict(declared.later_choices),
         "to_come": coming(declared, among),
-        "needs": needs(declared) or None,
+        "needs": in_words(declared.conditions) or None,
         "comfort": declared.comfort,
         "restart_safe": declared.restart_safe,
         "secret": declared.secret,

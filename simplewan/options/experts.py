@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from simplewan.flavours import Flavour
 from simplewan.options.catalogue import Options
+from simplewan.options.declare import BOTH_EXPERTS, HOLDS_FIRST_FRAME, OF_EXPERT
 from simplewan.options.groups.adapter import AdapterOptions
 
 ADAPTER_KEYS = ("lora_rank", "lora_alpha", "init_lora")
@@ -18,18 +19,33 @@ def has_own(flavour: Flavour, expert: str) -> bool:
     return flavour.boundary is not None and expert in flavour.trained_experts
 
 
+def facts_of(flavour: Flavour) -> dict[str, bool]:
+    """What the conditions of options ask of the flavour (declare.FACTS)."""
+    return {
+        BOTH_EXPERTS: flavour.trains_both,
+        **{fact: has_own(flavour, expert) for expert, fact in OF_EXPERT.items()},
+        HOLDS_FIRST_FRAME: flavour.holds_first_frame,
+    }
+
+
+def key_of(options: Options, flavour: Flavour, expert: str, key: str) -> str:
+    """The option that says `key` of `expert`: its own where it is set, else the common one."""
+    own = f"{key}_{expert}"
+    return own if has_own(flavour, expert) and getattr(options.experts, own) is not None else key
+
+
 def adapter_of(options: Options, flavour: Flavour, expert: str) -> AdapterOptions:
     """The adapter options of `expert`."""
-    if not has_own(flavour, expert):
-        return options.adapter
-    own = {key: getattr(options.experts, f"{key}_{expert}") for key in ADAPTER_KEYS}
-    return options.adapter.model_copy(update={key: value for key, value in own.items() if value is not None})
+    told = {key: key_of(options, flavour, expert, key) for key in ADAPTER_KEYS}
+    own = {key: getattr(options.experts, name) for key, name in told.items() if name != key}
+    return options.adapter.model_copy(update=own)
 
 
 def learning_rate_of(options: Options, flavour: Flavour, expert: str) -> float:
     """The peak learning rate of `expert`."""
-    own: float | None = getattr(options.experts, f"learning_rate_{expert}") if has_own(flavour, expert) else None
-    return options.optimizer.learning_rate if own is None else own
+    key = key_of(options, flavour, expert, "learning_rate")
+    rate: float = getattr(options.optimizer if key == "learning_rate" else options.experts, key)
+    return rate
 
 
 def budgets_of(options: Options, flavour: Flavour) -> dict[str, int]:

@@ -5,12 +5,12 @@ Imports the catalogue and the sources. Only a value that was given, that is on, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from simplewan.errors import Problem
-from simplewan.options.catalogue import is_read
-from simplewan.options.declare import FACTS, Declared, Group, is_on
+from simplewan.options.catalogue import unmet
+from simplewan.options.declare import FACTS, Condition, Declared, Group, is_on
 from simplewan.options.problems import redact
 from simplewan.options.sources import Findings, Given
 
@@ -22,10 +22,11 @@ def find_later(
     unread = []
     for declared, value, path in _walk(group, found, among):
         values = getattr(group, path.split(".")[0]).__dict__ if "." in path else group.__dict__
-        if is_read(declared, values):
+        lacking = unmet(declared, values)
+        if not lacking:
             findings.later.extend(requests(declared, value, path, where=where))
         elif value != declared.default and is_on(value):
-            unread.append(f"{path} (needs {needs(declared)})")
+            unread.append(f"{path} (needs {in_words(lacking)})")
     if unread:
         findings.inform(f"{where}: not read: {', '.join(unread)}")
 
@@ -80,9 +81,9 @@ def settle(
         if asked and declared.comfort:
             replaced[key] = declared.default
             findings.inform(f"{given.where}: {key} = {value} has no effect: {declared.comfort}")
-        elif not is_read(declared, dict(values)):
+        elif lacking := unmet(declared, values):
             if value != declared.default and is_on(value):
-                unread.append(f"{key} (needs {needs(declared)})")
+                unread.append(f"{key} (needs {in_words(lacking)})")
         else:
             findings.later.extend(asked)
     if unread:
@@ -90,9 +91,8 @@ def settle(
     return replaced
 
 
-def needs(declared: Declared) -> str:
-    """The condition of an option in words."""
+def in_words(conditions: Iterable[Condition]) -> str:
+    """Conditions of an option as people read them."""
     return " and ".join(
-        f"{switch} {' or '.join(wanted)}" if wanted else FACTS.get(switch, switch)
-        for switch, wanted in declared.conditions
+        f"{switch} {' or '.join(wanted)}" if wanted else FACTS.get(switch, switch) for switch, wanted in conditions
     )

@@ -20,8 +20,8 @@ from simplewan.options.catalogue import Options, catalogue, group_models
 from simplewan.options.checks import check_options, choose_flavour
 from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
 from simplewan.options.datasets import INHERITED, DatasetOptions
-from simplewan.options.declare import BOTH_EXPERTS, HOLDS_FIRST_FRAME, OF_EXPERT, Group
-from simplewan.options.experts import has_own
+from simplewan.options.declare import Group
+from simplewan.options.experts import facts_of
 from simplewan.options.first_frames import check_eval_dataset, check_first_frames, check_image_embeds
 from simplewan.options.later import settle
 from simplewan.options.paths import Paths
@@ -90,7 +90,7 @@ def load(
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
     if findings.problems or flavour is None:
         raise UserError(*_unique(findings.problems))
-    replaced = settle({**options.flat(), **_facts(flavour)}, found, catalogue(), findings=findings)
+    replaced = settle({**options.flat(), **facts_of(flavour)}, found, catalogue(), findings=findings)
     resolved = _resolved(options, found, entries)
     final = _finish(options, replaced, paths)
     return Loaded(
@@ -105,15 +105,6 @@ def load(
         data_file=data_file,
         prompt_images=library.images,
     )
-
-
-def _facts(flavour: Flavour) -> dict[str, bool]:
-    """What the options' conditions ask of the flavour."""
-    return {
-        BOTH_EXPERTS: flavour.trains_both,
-        **{fact: has_own(flavour, expert) for expert, fact in OF_EXPERT.items()},
-        HOLDS_FIRST_FRAME: flavour.holds_first_frame,
-    }
 
 
 def _read_config(path: Path | None, findings: Findings) -> dict[str, Any] | None:

@@ -48,13 +48,15 @@ def _unexpanded(raw: Any, value: Any, dumped: Any) -> Any:
     return dumped
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], facts: Mapping[str, bool] | None = None) -> list[str]:
     """The keys that differ between two saved records and may not differ when a run is resumed.
 
-    A key that is absent has its default. Datasets are compared by id: "datasets.ID.KEY", or "datasets.ID" for one that
-    came or went.
+    A key that is absent has its default. One that the flavour does not read, by its `facts`, may differ. Datasets are
+    compared by id: "datasets.ID.KEY", or "datasets.ID" for one that came or went.
     """
-    changed = _differing(old, new, catalogue().values(), _defaults())
+    untrue = {fact for fact, holds in (facts or {}).items() if not holds}
+    read = [item for item in catalogue().values() if untrue.isdisjoint(switch for switch, _ in item.conditions)]
+    changed = _differing(old, new, read, _defaults())
     before = {entry.get("id"): entry for entry in old.get(DATASETS, [])}
     after = {entry.get("id"): entry for entry in new.get(DATASETS, [])}
     defaults = DatasetOptions().model_dump(mode="json")

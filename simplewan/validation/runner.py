@@ -58,6 +58,12 @@ class RenderSettings:
     scheduler: str
     boundary: float | None = None
 
+    @property
+    def clips(self) -> str:
+        """What the clips are like, for people."""
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+        return f"{sizes}, {self.num_frames} frames, {self.num_steps} steps"
+
 
 @dataclass(frozen=True)
 class Clip:
