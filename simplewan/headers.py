@@ -8,9 +8,12 @@ they tell nothing (None).
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +59,7 @@ def read_header(file: Path) -> Header | None:
         return read_safetensors(file)
     if file.suffix not in PICKLED:
         return None
-    if zipfile.is_zipfile(file):
+    if _is_zip(file):
         return _read_pickle(file)
     with file.open("rb") as stream:
         if stream.read(4) == b"PK\x03\x04":  # a zip file's beginning, whose directory at the end is missing
@@ -121,13 +124,18 @@ def read_safetensors(file: Path) -> Header:
         stream.seek(8)
         try:
             header = json.loads(stream.read(length))
-            metadata = header.pop("__metadata__", {})
-            tensors = {key: Info(entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            metadata = header.pop("__metadata__", None)
+            tensors = {key: Info(entry["dtype"], tuple(map(int, entry["shape"]))) for key, entry in header.items()}
+            end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(f"{file.name} is damaged: its header is no list of tensors") from error
-    if size < 8 + length + end:
-        raise ValueError(f"{file.name} is cut off: it has {size} bytes of {8 + length + end}")
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{file.name} is damaged: its metadata are no texts by name")
+    if size < end:
+        raise ValueError(f"{file.name} is cut off: it has {size} bytes of {end}")
+    if size > end:  # the library refuses such a file, too, but only when weights are read
+        raise ValueError(f"{file.name} is damaged: it has {size - end} bytes after its end")
     return Header(tensors, metadata)
 
 
@@ -155,16 +163,21 @@ _DTYPES = {
 }
 
 
+def _is_zip(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file.name} is damaged ({error})") from error
+
+
 def _read_pickle(file: Path) -> Header | None:
-    with zipfile.ZipFile(file) as archive:
-        name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        if name is None:
-            return None
-        with archive.open(name) as stream:
-            try:
-                content = _Describing(stream).load()
-            except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError):
-                return None  # something else than tensors: torch, which reads it with weights_only, will say what
+    pickled = _pickle_in(file)
+    if pickled is None:
+        return None
+    try:
+        content = _Describing(io.BytesIO(pickled)).load()
+    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, ValueError, AttributeError):
+        return None  # something else than tensors: torch, which reads it with weights_only, will say what
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -177,6 +190,19 @@ def _read_pickle(file: Path) -> Header | None:
             for key, value in state.items()
         }
     return Header({str(key): value for key, value in content.items() if isinstance(value, Info)})
+
+
+def _pickle_in(file: Path) -> bytes | None:
+    """The pickle of a PyTorch file; None of another zip file. Raises ValueError for one that is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            return None if name is None else archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
+        # A bit that has flipped may also make of it an encrypted file, or one whose parts lie before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{file.name} is damaged ({error})") from error
 
 
 # What storages without a type of their own are typed by.

@@ -89,9 +89,12 @@ def merged_by_hand(found: Mapping[str, tuple[Tensor, Tensor]], *, scale: float, 
 
 
 def lycoris_tensors(
-    algorithm: str, *, linear_dim: int = 4, seed: int = 5, **settings: Any
+    algorithm: str, *, linear_dim: int = 4, seed: int = 5, trained: bool = True, **settings: Any
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """(a tiny transformer with lycoris-lora's own modules acting in it, the file that lycoris-lora would save)."""
+    """(a tiny transformer with lycoris-lora's own modules acting in it, the file that lycoris-lora would save).
+
+    Without `trained` they are as lycoris-lora makes them.
+    """
     from lycoris import LycorisNetwork, create_lycoris
 
     transformer = tiny_transformer()
@@ -100,7 +103,7 @@ def lycoris_tensors(
         network = create_lycoris(transformer, 1.0, linear_dim=linear_dim, linear_alpha=2, algo=algorithm, **settings)
         network.apply_to()
         with torch.no_grad():
-            for name, parameter in network.named_parameters():
+            for name, parameter in network.named_parameters() if trained else ():
                 if "dora_scale" in name:
                     parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
                 else:

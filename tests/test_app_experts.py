@@ -248,7 +248,7 @@ def test_an_expert_without_steps_is_warned_of(run: Run, tmp_path: Path) -> None:
     assert "the low-noise expert takes no step" in notice(tmp_path / "out", "too short")
     assert not any(value.any() for key, value in lora(tmp_path / "out", "low").items() if "lora_B" in key)
     written = notice(tmp_path / "out", "pytorch_lora_weights_low_noise.safetensors: ")
-    assert "the low-noise expert has not been trained: all up-weights are zero" in written
+    assert "the low-noise expert has not been trained: all its changes are zero" in written
 
 
 @pytest.mark.parametrize(

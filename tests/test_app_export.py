@@ -151,7 +151,7 @@ def test_what_a_format_cannot_say_is_dropped_only_when_asked(capfd: pytest.Captu
         (["x.safetensors", "--to", "musubi", "scale=nan"], "is not a number"),
         (["x.safetensors", "--to", "merged"], "does not tell what it is to be merged into"),
         (["x.safetensors", "x2.safetensors", "--to", "musubi", "output=z.safetensors"], "more than once"),
-        (["empty", "--to", "musubi"], "holds no pytorch_lora_weights"),
+        (["empty", "--to", "musubi"], "holds no LoRA (.safetensors)"),
         (["text.safetensors", "--to", "musubi"], "is no safetensors file"),
         (["--to", "musubi"], "config/config.json"),
     ],

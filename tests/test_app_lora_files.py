@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from lora_files import lycoris_tensors, pairs, spelled, wan_name
 from PIL import Image
 from safetensors.torch import save_file
@@ -16,21 +14,13 @@ from tiny import save_tiny_model, tiny_text, tiny_transformer, tiny_vae
 
 from simplewan.cli import main
 
-UNTRAINED = "has not been trained: all up-weights are zero, as at the start"
+pytestmark = pytest.mark.usefixtures("apart", "fresh_accelerator")
+UNTRAINED = "has not been trained: all its changes are zero, as at the start"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("files") / "model", two_experts=True)
-
-
-@pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ENV", raising=False)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def write(name: str, **metadata: str) -> Path:
@@ -83,6 +73,26 @@ def pickled() -> Path:
     return Path("x.pt")
 
 
+def flipped() -> Path:
+    whole = bytearray(pickled().read_bytes())
+    whole[whole.index(b"self_attn")] ^= 1
+    Path("x.pt").write_bytes(whole)
+    return Path("x.pt")
+
+
+def longer() -> Path:
+    whole = write("whole.safetensors").read_bytes()
+    Path("x.safetensors").write_bytes(whole + b"\0\0")
+    return Path("x.safetensors")
+
+
+def numbered() -> Path:
+    """Metadata that no library writes, but an editor of headers may."""
+    whole = write("whole.safetensors", expert="3").read_bytes()
+    Path("x.safetensors").write_bytes(whole.replace(b'"3"', b" 3 "))
+    return Path("x.safetensors")
+
+
 STRANGERS = {
     "cut": (lambda: cut(20_000), "is cut off: it has 20000 bytes of 26992"),
     "header": (lambda: cut(100), "is cut off: it has 100 bytes, and its header alone 4464"),
@@ -95,6 +105,9 @@ STRANGERS = {
     "transformer": (whole_transformer, "is a Wan transformer, expected a LoRA"),
     "encoder": (text_encoder, "is a UMT5 text encoder, expected a LoRA"),
     "optimizer": (optimizer, "is the state of an optimizer, expected a LoRA"),
+    "longer": (longer, "is damaged: it has 2 bytes after its end"),
+    "numbered": (numbered, "is damaged: its metadata are no texts by name"),
+    "flipped": (flipped, "is damaged (Bad CRC-32"),
     "pickled": (pickled, "is a LoRA in PyTorch's format, expected a .safetensors file"),
 }
 
@@ -153,6 +166,55 @@ def test_a_lora_as_training_begins_with_it_is_called_untrained(model: Path, capf
     write("y_high_noise.safetensors")
     assert main(["export", "y_high_noise.safetensors", "--to", "musubi"]) == 0
     assert "trained" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "lokr", "loha"])
+def test_lycoris_as_it_is_made_is_untrained_too(algorithm: str, capfd: pytest.CaptureFixture[str]) -> None:
+    save_file(lycoris_tensors(algorithm, trained=False)[1], "x.safetensors")
+    assert main(["lora", "doctor", "x.safetensors"]) == 1
+    page = capfd.readouterr().out
+    assert "NOT TRAINED" in page and f"it {UNTRAINED}" in page
+    assert "SICK" not in page and "no effect" not in page.replace("or it had no effect", "")
+
+
+def test_a_dora_acts_through_its_magnitudes_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    tensors = lycoris_tensors("lora", dora_wd=True)[1]
+    save_file({key: value.mul(0) if "lora_up" in key else value for key, value in tensors.items()}, "x.safetensors")
+    assert main(["lora", "doctor", "x.safetensors"]) == 0
+    page = capfd.readouterr().out
+    assert "healthy" in page and "NOT TRAINED" not in page and "no effect" not in page
+
+
+@pytest.mark.parametrize(
+    ("ending", "value"),
+    [("dora_scale", torch.tensor(1.0)), ("alpha", torch.ones(0)), ("alpha", torch.ones(2)), (None, torch.ones(0, 32))],
+    ids=str,
+)
+def test_a_module_that_is_no_whole_is_told(
+    ending: str | None, value: torch.Tensor, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "diffusion_model.blocks.0.self_attn.q"
+    tensors = spelled(pairs(tiny_transformer()), "universal")
+    if ending is None:  # a LoRA of rank 0
+        tensors |= {f"{name}.lora_A.weight": value, f"{name}.lora_B.weight": value.T.contiguous()}
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    else:
+        tensors[f"{name}.{ending}"] = value
+    save_file(tensors, "x_high_noise.safetensors")
+    assert main(["lora", "doctor", "x_high_noise.safetensors"]) == 1
+    assert "1 incomplete modules: blocks.0.attn1.to_q (" in capfd.readouterr().out
+    assert main(["export", "x_high_noise.safetensors", "--to", "merged", f"base={model}"]) == 2
+    said = capfd.readouterr().err
+    assert "1 incomplete modules: blocks.0.attn1.to_q (" in said and "Traceback" not in said
+
+
+def test_what_changes_nothing_in_a_block_is_told_in_words(capfd: pytest.CaptureFixture[str]) -> None:
+    """diffusers' reader takes the least number of a block: of none there is no least."""
+    tensors = {"lora_A.weight": torch.ones(1, 1536), "lora_B.weight": torch.ones(64, 1)}
+    save_file({f"diffusion_model.head.head.{key}": value for key, value in tensors.items()}, "x.safetensors")
+    main(["lora", "doctor", "x.safetensors"])
+    page = capfd.readouterr().out
+    assert "diffusers reads no LoRA that changes nothing in the blocks" in page and "min()" not in page
 
 
 def test_a_dora_has_no_strength_to_multiply(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

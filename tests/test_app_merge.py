@@ -15,6 +15,8 @@ from tiny import save_tiny_model, tiny_transformer
 
 from simplewan.cli import main
 from simplewan.models.lora import merge as merge_module
+from simplewan.models.lora.change import LORA, WHOLE, Change
+from simplewan.models.lora.fit import Misfit, fit
 
 CLOSE = 2e-6
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -252,6 +254,49 @@ def test_a_lora_of_another_model_is_refused_and_both_are_named(
     if blocks:
         assert f"it is for a model of no published size ({dim} wide, at least {layers} blocks)" in error
     assert f", the base is a model of no published size ({32 if blocks else '?'} wide, {blocks} blocks)" in error
+    assert nothing_there()
+
+
+def test_a_lora_that_touches_little_is_not_accused_of_another_model() -> None:
+    """The inputs and the image tokens of a model are told by few layers, which most LoRAs leave alone."""
+    base = {f"blocks.{block}.attn1.to_q.weight": (5120, 5120) for block in range(40)}
+    base |= {f"blocks.{block}.ffn.net.2.weight": (5120, 13824) for block in range(40)}
+    base |= {"patch_embedding.weight": (5120, 36, 1, 2, 2), "blocks.0.attn2.add_k_proj.weight": (5120, 5120)}
+
+    def change(module: str, out: int = 5120, inner: int = 5120) -> Change:
+        return Change(module, LORA, {"down": torch.empty(1, inner), "up": torch.empty(out, 1)})
+
+    def told(*changes: Change, of: dict[str, tuple[int, ...]] = base) -> str:
+        return str(fit(changes, of))
+
+    attention = [change(f"blocks.{block}.attn1.to_q") for block in range(40)]
+    lost = change("condition_embedder.time_proj", 6 * 5120)
+    assert told(*attention, lost) == "only 40 of its 41 modules are in the base, not condition_embedder.time_proj"
+    norm = Change("blocks.0.norm2", WHOLE, {"diff": torch.ones(5120)})
+    assert told(norm, change("patch_embedding", inner=144)).endswith("not blocks.0.norm2")
+    image = change("blocks.0.attn2.add_k_proj")
+    without = {name: shape for name, shape in base.items() if "add_" not in name}
+    assert told(*attention, image, of=without).endswith(
+        "; it is for Wan 2.1 I2V 14B (CLIP's image tokens), the base is Wan I2V 14B"
+    )
+    patch = Change("patch_embedding", WHOLE, {"diff": torch.empty(5120, 16, 1, 2, 2, device="meta")})
+    with pytest.raises(Misfit, match=r"; it is for Wan 14B: 2\.1, or an expert of 2\.2 A14B, the base is Wan 2\.1 I2V"):
+        fit([*attention, patch], base)
+    with pytest.raises(Misfit, match="; its feed-forward is 8960 wide, the base's 13824"):
+        fit([*attention, change("blocks.0.ffn.net.2", inner=8960)], base)
+
+
+def test_a_base_that_is_damaged_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x")
+    save_file(original_transformer(tiny_transformer()), "base.safetensors")
+    whole = Path("base.safetensors").read_bytes()
+    Path("base.safetensors").write_bytes(whole + b"\0\0")
+    assert merged("x.safetensors", "base=base.safetensors", "layout=original") == 2
+    assert "base.safetensors is damaged: it has 2 bytes after its end" in capfd.readouterr().err
+    Path("base.safetensors").write_bytes(whole.replace(b'"data_offsets":[0,', b'"data_offsets":[4,'))
+    assert merged("x.safetensors", "base=base.safetensors", "layout=original") == 2
+    said = capfd.readouterr().err
+    assert "base.safetensors is damaged (" in said and "Traceback" not in said
     assert nothing_there()
 
 

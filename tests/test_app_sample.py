@@ -385,7 +385,7 @@ def test_of_a_folder_an_expert_gets_what_is_not_the_others(
     assert HIGH_FILE in said and LOW_FILE not in said
     (tmp_path / "both" / HIGH_FILE).unlink()
     assert sample(model, *quick, f"adapter_high={tmp_path / 'both'}") == 2
-    assert "holds no pytorch_lora_weights" in capfd.readouterr().err
+    assert "holds no LoRA (.safetensors)" in capfd.readouterr().err
 
 
 def test_a_vae_that_cannot_be_read_is_told_before_anything_is_rendered(
@@ -453,6 +453,16 @@ def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.T
         assert sample(model, "prompt=a cat", *words) == 0
     torch.testing.assert_close(latents[0], latents[1], rtol=0, atol=1e-4)
     assert (latents[0] - latents[2]).abs().max() > 1e-2
+
+
+def test_a_lora_of_fewer_blocks_than_the_base_is_warned_of(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for layers in (1, 2):
+        file = write_lora(tmp_path / f"{layers}_high_noise.safetensors", "high", seed=1, layers=layers)
+        assert sample(model, "prompt=a cat", "validation_num_inference_steps=1", f"adapter={file}") == 0
+        said = f"warning: {file} changes nothing behind block 0, and the base has 2 blocks"
+        assert (said in capfd.readouterr().err) == (layers == 1)
 
 
 def test_lycoris_acts_as_merged_into_the_base(model: Path, latents: list[torch.Tensor]) -> None:

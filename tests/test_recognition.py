@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +190,62 @@ def test_pickles_run_no_code_and_damaged_headers_are_errors(tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match="cut off"):
         read_header(file)
+    whole = file.read_bytes() + bytes(8)
+    file.write_bytes(whole)
+    assert read_header(file).tensors.keys() == {"a"}
+    file.write_bytes(whole + bytes(3))
+    with pytest.raises(ValueError, match=r"cut\.safetensors is damaged: it has 3 bytes after its end"):
+        read_header(file)
     torch.save({"a": torch.zeros(100)}, tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-100])
     assert "cut.pth is cut off" in problem_with(tmp_path / "cut.pth", T2V, "vae")
     (tmp_path / "page.safetensors").write_bytes(b"<html>" + bytes(20))
     with pytest.raises(ValueError, match="no safetensors file"):
         read_header(tmp_path / "page.safetensors")
+
+
+def test_a_damaged_pickle_is_an_error_wherever_the_damage_is(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"a": 1}))
+    small = file.read_bytes()
+    torch.save({"a": 1}, file)
+    whole = file.read_bytes()
+    ends = range(len(whole) - 42, len(whole))  # what PyTorch adds for large files, and the end of every zip file
+    said = set()
+    for content, places in ((small, range(len(small))), (whole, ends)):
+        for place, bit in itertools.product(places, range(8)):
+            file.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
+            try:
+                read_header(file)
+            except ValueError as error:
+                said.add(str(error))
+    assert all(text.startswith(("x.pth is damaged (", "x.pth is cut off")) for text in said)
+    assert "x.pth is damaged (Bad CRC-32 for file 'x/data.pkl')" in said
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"__metadata__": None}, None),
+        ({"__metadata__": {"expert": "low"}}, None),
+        ({"__metadata__": {"expert": 3}}, "its metadata are no texts by name"),
+        ({"__metadata__": ["expert"]}, "its metadata are no texts by name"),
+        ({"__metadata__": 0}, "its metadata are no texts by name"),
+        ({"a": {"dtype": "F32", "shape": [], "data_offsets": []}}, "its header is no list of tensors"),
+        ({"a": {"dtype": "F32", "shape": ["a"], "data_offsets": [0, 0]}}, "its header is no list of tensors"),
+        ({"a": {"dtype": "F32", "shape": [], "data_offsets": [0, "x"]}}, "its header is no list of tensors"),
+    ],
+)
+def test_a_header_is_what_the_format_says(header: dict[str, Any], message: str | None, tmp_path: Path) -> None:
+    text = json.dumps(header).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    if message is None:
+        assert read_header(file).metadata == (header["__metadata__"] or {})
+        return
+    with pytest.raises(ValueError, match=f"x.safetensors is damaged: {message}"):
+        read_header(file)
 
 
 @pytest.mark.parametrize("kind", ["t2v", "t2v-a14b", "i2v-2.1", "ti2v"])

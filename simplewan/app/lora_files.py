@@ -29,7 +29,7 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
             fix = "name a LoRA file, or a folder with some"
             problems.append(Problem(str(place), "there is no such file", fix=fix))
         elif not files:
-            problems.append(Problem(str(place), f"holds no {LORA_FILES}", fix=name_a_checkpoint(place)))
+            problems.append(Problem(str(place), "holds no LoRA (.safetensors)", fix=name_a_checkpoint(place)))
         found += files
     if problems:
         raise UserError(*problems)

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from simplewan.app.context import Context
-from simplewan.app.lora_files import FIT_FIX, LORA_FILES, doubt, loras_in, name_a_checkpoint, read_all
+from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, name_a_checkpoint, read_all
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.checkpoints import CheckpointStore
@@ -140,7 +140,7 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
             files = _meant(loras_in(path), key) if path.is_dir() else [path]
             if not files:
                 problems.append(
-                    Problem(COMMAND_LINE, f"holds no {LORA_FILES}", key, str(path), name_a_checkpoint(path))
+                    Problem(COMMAND_LINE, "holds no LoRA (.safetensors)", key, str(path), name_a_checkpoint(path))
                 )
             for file in files:
                 expert = _expert_of(file, key, flavour)

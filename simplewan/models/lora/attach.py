@@ -28,7 +28,7 @@ def attach_changes(transformer: Any, changes: Sequence[Change], *, strength: flo
     """Let the changes act on a loaded transformer, times `strength`: plain LoRAs beside its linears, all else in them.
 
     Returns how they fit: what the transformer has no place for has no effect. Raises Misfit, and changes nothing, when
-    it has a place for none or a shape does not fit; ValueError for a strength that a DoRA cannot have.
+    it has a place for none or a shape does not fit; ValueError, too, for a strength that a DoRA cannot have.
     """
     shapes = {
         name.replace(_BASE_LAYER, ""): tuple(value.shape)
@@ -37,12 +37,15 @@ def attach_changes(transformer: Any, changes: Sequence[Change], *, strength: flo
     }
     found = fit(changes, shapes)
     pairs: list[Change] = []
+    added: list[tuple[nn.Module, Change]] = []
     for change in found.kept:
         holder = _holder(transformer, change)
         if change.is_linear_pair and change.bias is None and isinstance(holder, nn.Linear):
             pairs.append(change)
         else:
-            _add(holder, change.times(strength))
+            added.append((holder, change.times(strength)))
+    for holder, change in added:  # what could be refused has been
+        _add(holder, change)
     if pairs:
         _put_beside(transformer, pairs, strength=strength, name=name)
     transformer.requires_grad_(False).eval()

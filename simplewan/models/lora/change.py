@@ -15,7 +15,7 @@ from torch import Tensor
 
 LORA, LOKR, LOHA, WHOLE = "lora", "lokr", "loha", "whole"
 # What is said of a file, or an expert, that changes nothing.
-UNTRAINED = "has not been trained: all up-weights are zero, as at the start; no step was taken, or it had no effect"
+UNTRAINED = "has not been trained: all its changes are zero, as at the start; no step was taken, or it had no effect"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class Change:
         assert value is not None, f"the change of {self.module} is empty"
         return float(value.float().norm())
 
+    @property
+    def acts(self) -> bool:
+        """Whether it may have an effect. A DoRA may though its pair is zero: it sets the norms of the weight's rows."""
+        return self.dora is not None or (self.bias is not None and bool(self.bias.any())) or self.norm() != 0
+
 
 def product_norm(down_RI: Tensor, up_OR: Tensor) -> float:
     """Frobenius norm of up @ down without the product: tr((up' up)(down down')), (R, I), (O, R) -> float."""
@@ -132,11 +137,8 @@ def pairs_of(state: Mapping[str, Tensor], *, scale: float) -> list[Change]:
 
 
 def untrained(changes: Sequence[Change]) -> bool:
-    """Whether they are LoRAs of which every up-weight is zero, as before the first step."""
-    return bool(changes) and all(
-        change.kind == LORA and not change.factors["up"].any() and (change.bias is None or not change.bias.any())
-        for change in changes
-    )
+    """Whether they are LoRAs (or LoKr, LoHa) none of which changes anything, as before the first step."""
+    return any(change.kind != WHOLE for change in changes) and not any(change.acts for change in changes)
 
 
 def _lora(factors: Mapping[str, Tensor]) -> Tensor:

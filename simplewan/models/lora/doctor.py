@@ -205,7 +205,7 @@ def _layer(change: Change, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
         flag = NOT_FINITE
     elif misfit(change, shapes) is not None:
         flag = MISFIT
-    elif norm == 0 and (change.bias is None or not change.bias.any()):
+    elif norm == 0 and not change.acts:
         flag = DEAD
     return Layer(change.module, change.kind, change.rank, change.alpha, change.scale, norm, flag)
 

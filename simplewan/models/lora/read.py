@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,17 @@ class LoraFile:
         return str(self.path)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it holds plain LoRAs of linears alone, without biases."""
-        return all(change.is_linear_pair and change.bias is None for change in self.changes)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of changes, each once."""
-        return tuple(dict.fromkeys(change.kind for change in self.changes))
+    def besides(self) -> tuple[str, ...]:
+        """What it holds that is no plain LoRA of a linear, in words, each once."""
+        found = {change.kind: None for change in self.changes if change.kind != LORA}
+        for change in self.changes:
+            if change.kind == LORA and any(value.ndim != 2 for value in change.factors.values()):
+                found["LoRAs of convolutions"] = None
+            if change.dora is not None:
+                found["dora_scale"] = None
+            if change.bias is not None:
+                found["biases"] = None
+        return tuple(found)
 
     def faults(self) -> list[str]:
         """What keeps it from being used as a whole."""
@@ -95,10 +98,14 @@ def lora_metadata_of(path: Path) -> Mapping[str, str]:
 
 def examine_file(path: Path) -> LoraFile:
     """Read a file, its faults noted. Raises UserError for what is no LoRA's safetensors file."""
+    return _examine(path, lambda file, key: file.get_tensor(key))
+
+
+def _examine(path: Path, tensor_of: Callable[[Any, str], Tensor]) -> LoraFile:
     metadata = lora_metadata_of(path)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            tensors = {key: tensor_of(file, key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (OSError, SafetensorError) as error:
         raise UserError(Problem(str(path), f"is damaged ({error})", fix="copy or download it again")) from error
     return gather(path, tensors, metadata, _adapter_config(path, metadata))
@@ -131,25 +138,46 @@ def _configured(change: Change, config: Mapping[str, Any]) -> Change:
 def read_file(path: Path, *, drop: bool = False) -> LoraFile:
     """Read a file that must be understood as a whole; `drop` passes over keys that are unknown. Raises UserError."""
     found = examine_file(path)
-    if drop and found.unknown:
-        found = replace(found, unknown=())
+    return _understood(replace(found, unknown=()) if drop else found)
+
+
+def _understood(found: LoraFile) -> LoraFile:
     faults = found.faults() or ([] if found.changes else ["it changes nothing"])
     if faults:
         why = shorten("; ".join(faults), 400)
-        raise UserError(Problem(str(path), f"is no LoRA of a Wan transformer ({why})", fix=_FIX))
+        raise UserError(Problem(str(found), f"is no LoRA of a Wan transformer ({why})", fix=_FIX))
     return found
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """A plain LoRA as `adapter_state` of scale 1 (alpha folded in), and its metadata. Raises UserError."""
-    found = read_file(path)
-    if not found.is_plain:
-        fix = "merge it into the base model: simpletuner export FILE --to merged"
-        raise UserError(Problem(str(path), f"holds more than a LoRA ({', '.join(found.kinds)})", fix=fix))
+    found = _plain(read_file(path))
     state: dict[str, Tensor] = {}
     for change in found.changes:
         state[f"{change.module}.lora_A.weight"], state[f"{change.module}.lora_B.weight"] = change.pair()
     return state, found.metadata
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `read_lora` gives, without reading the weights. Raises UserError as it does."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for change in _plain(_understood(_examine(path, _described))).changes:
+        for side, factor in (("A", "down"), ("B", "up")):
+            shapes[f"{change.module}.lora_{side}.weight"] = tuple(change.factors[factor].shape)
+    return shapes
+
+
+def _described(file: Any, key: str) -> Tensor:
+    """A tensor without its values; a single number is read, since it may be an alpha."""
+    shape = file.get_slice(key).get_shape()
+    return file.get_tensor(key) if torch.Size(shape).numel() == 1 else torch.empty(shape, device="meta")
+
+
+def _plain(found: LoraFile) -> LoraFile:
+    if found.besides:
+        fix = "merge it into the base model: simpletuner export FILE --to merged"
+        raise UserError(Problem(str(found), f"holds more than a LoRA ({', '.join(found.besides)})", fix=fix))
+    return found
 
 
 def gather(
@@ -201,12 +229,14 @@ def _change(module: str, parts: Mapping[str, Tensor]) -> Change | None:
     """The change that a module's tensors make; None when they are not exactly those of one kind, shapes included."""
     factors = {name: value for name, value in parts.items() if name not in _BESIDE}
     kind = next((kind for kind, fits in _KINDS.items() if fits(set(factors))), None)
-    if kind is None or not parts.keys() - {"alpha"}:
+    if kind is None or not parts.keys() - {"alpha"} or any(value.numel() == 0 for value in parts.values()):
         return None
     if kind == WHOLE and (parts.keys() & {"alpha", "dora_scale", "magnitude", "up_bias"}):
         return None
     alpha = parts.get("alpha")
-    change = Change(module, kind, factors, alpha=None if alpha is None else float(alpha.float().reshape(-1)[0]))
+    if alpha is not None and alpha.numel() != 1:
+        return None
+    change = Change(module, kind, factors, alpha=None if alpha is None else float(alpha.item()))
     bias = parts.get("diff_b")
     if (own := parts.get("up_bias")) is not None:
         # PEFT's bias stands behind lora_B and is scaled with it.
@@ -237,10 +267,10 @@ _KINDS = {
 
 
 def _fits(change: Change) -> bool:
-    """Whether the factors can be multiplied."""
+    """Whether the factors can be multiplied, and the magnitudes tell what they are of."""
     if change.kind == WHOLE:
         return True
-    if any(value.ndim < 2 for value in change.factors.values()):
+    if any(value.ndim < 2 for value in (*change.factors.values(), *(() if change.dora is None else (change.dora,)))):
         return False
     try:
         return change.shape is not None

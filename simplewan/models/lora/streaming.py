@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplewan.headers import read_safetensors
@@ -46,9 +46,15 @@ class Stored:
         return self.stored_as not in _WRITTEN.values()
 
     def read(self) -> Tensor:
-        """The tensor; one of fp8 in float32, times its scale. Raises ValueError for a scale that does not fit."""
-        with safe_open(self.file, framework="pt") as file:
-            value = file.get_tensor(self.key)
+        """The tensor; one of fp8 in float32, times its scale.
+
+        Raises ValueError for a damaged file, and for a scale that does not fit.
+        """
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                value = file.get_tensor(self.key)
+        except SafetensorError as error:
+            raise ValueError(f"{self.file.name} is damaged ({error})") from error
         if self.scale is not None:
             return scaled(value.float(), self.scale.read().float(), self.key)
         return value.float() if self.is_fp8 else value

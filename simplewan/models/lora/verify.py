@@ -8,7 +8,7 @@ diffusers on use.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from simplewan.headers import read_safetensors
 from simplewan.models.lora.change import Change, product_norm
 from simplewan.models.lora.fit import misfit
 from simplewan.models.lora.skeleton import Shapes
@@ -65,12 +66,24 @@ def read_as_diffusers(path: Path) -> dict[str, dict[str, Tensor]]:
 
     Raises ValueError for what diffusers refuses.
     """
+    return _by_diffusers(str(path.parent), read_safetensors(path).tensors, weight_name=path.name)
+
+
+def convert_as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The same of tensors that are in no file."""
+    return _by_diffusers(dict(tensors), tensors)
+
+
+def _by_diffusers(source: str | dict[str, Tensor], keys: Iterable[str], **place: str) -> dict[str, dict[str, Tensor]]:
     from diffusers.loaders import WanLoraLoaderMixin
 
     try:
-        converted = WanLoraLoaderMixin.lora_state_dict(str(path.parent), weight_name=path.name)
-    except (KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"{type(error).__name__} {error}") from error
+        converted = WanLoraLoaderMixin.lora_state_dict(source, **place)
+    except (ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
+        if not any("blocks" in key for key in keys):  # it counts the blocks, and stumbles over none
+            raise ValueError("diffusers reads no LoRA that changes nothing in the blocks") from error
+        said = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise ValueError(f"{said}{error}") from error
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in converted.items():
         module, _, ending = key.removeprefix("transformer.").rpartition(".lora_")
@@ -89,6 +102,8 @@ def verify_lora_file(path: Path, transformer: nn.Module) -> LoraReport:
     Raises ValueError naming what does not match.
     """
     pairs = read_as_diffusers(path)
+    if not pairs:
+        raise ValueError(f"diffusers finds no LoRA in {path.name}")
     changes = []
     for module, pair in pairs.items():
         weight = _base_weight(transformer, module)

@@ -7,6 +7,7 @@ scale is 1 and a reader that knows no alpha is right too. Imports torch and safe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simplewan.data.atomic import atomic_path
+from simplewan.errors import some
 from simplewan.flavours import Flavour
 from simplewan.models.keys import is_parameter, to_original
 from simplewan.models.lora.change import LORA, WHOLE, Change, pairs_of
 from simplewan.models.lora.formats import CONVENTIONS, ORIGINAL, Convention
 from simplewan.models.lora.read import ADAPTER_METADATA
-from simplewan.models.lora.verify import LoraReport, verify_lora_file
+from simplewan.models.lora.verify import LoraReport, convert_as_diffusers, verify_lora_file
 
 UNIVERSAL = CONVENTIONS["universal"]
 
@@ -99,6 +101,10 @@ def save_lora(
     `transformer` is the base it was trained on. Raises ValueError, and leaves the old file, when a weight is not
     finite or the file does not read back.
     """
+    modules = list(dict.fromkeys(key.rsplit(".", 2)[0] for key in state))
+    if lost := unwritable(modules):
+        beside = "" if any(module.startswith("blocks.") for module in modules) else " without one of a block beside it"
+        raise ValueError(f"diffusers reads no LoRA of {some(lost)}{beside}")
     tensors = tensors_of(pairs_of(state, scale=scale), UNIVERSAL, dtype)
     with atomic_path(path) as temporary:
         write_tensors(temporary, tensors, metadata)
@@ -106,6 +112,41 @@ def save_lora(
         if report.modules != len(tensors) // 2:
             raise ValueError(f"{path.name} reads back {report.modules} of {len(tensors) // 2} modules")
     return replace(report, path=path)
+
+
+def unwritable(modules: Sequence[str]) -> list[str]:
+    """Which of these modules diffusers' reader does not take from a LoRA of exactly these; empty when it takes all.
+
+    Names are diffusers'; no weights are needed. Its reader wants a linear of a block in every file, the image keys only
+    with the image values, and does not know all that a LoRA can be trained on: a file with one of those it refuses.
+    """
+    if _taken(modules):
+        return []
+    # Alike in all blocks, so that each is tried once: in company of which nothing can be wrong.
+    kinds = dict.fromkeys(_in_first_block(module) for module in modules)
+    alone = [kind for kind in kinds if not _taken([_WELCOME, kind])]
+    refused = {kind for kind in alone if not any(_taken([_WELCOME, kind, other]) for other in alone)}
+    lost = [module for module in modules if _in_first_block(module) in refused]
+    rest = [module for module in modules if module not in lost]
+    return lost if rest and _taken(rest) else list(modules)
+
+
+_WELCOME = "blocks.0.attn1.to_q"
+
+
+def _in_first_block(module: str) -> str:
+    return re.sub(r"^blocks\.\d+\.", "blocks.0.", module)
+
+
+def _taken(modules: Sequence[str]) -> bool:
+    """Whether diffusers' reader finds a pair of each of the modules in a file of them."""
+    one = torch.zeros(1, 1)
+    changes = [Change(module, LORA, {"down": one, "up": one}) for module in modules]
+    try:
+        found = convert_as_diffusers(tensors_of(changes, UNIVERSAL, torch.float32))
+    except (ValueError, KeyError):  # of names that no Wan transformer has, too
+        return False
+    return all(found.get(module, {}).keys() >= {"lora_A", "lora_B"} for module in modules)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
