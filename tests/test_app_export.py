@@ -399,6 +399,12 @@ def test_the_doctors_mistakes_are_the_users(capfd: pytest.CaptureFixture[str]) -
     ):
         assert main(["lora", *words]) == 2
         assert why in capfd.readouterr().err
+    save_file(spelled(pairs(tiny_transformer()), "kohya"), "good.safetensors")
+    assert main(["lora", "doctor", "nothing", "text.safetensors", "good.safetensors"]) == 2  # the good one is shown
+    out, err = capfd.readouterr()
+    assert (
+        out.startswith("good.safetensors\n  healthy") and "nothing: there is no such" in err and "no safetensors" in err
+    )
 
 
 def test_an_export_tells_which_tools_will_not_take_all(capfd: pytest.CaptureFixture[str]) -> None:

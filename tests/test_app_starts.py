@@ -64,6 +64,17 @@ def test_a_target_without_a_linear(model: Path) -> None:
     )  # fmt: skip
 
 
+def test_targets_whose_lora_nobody_could_read(model: Path, tmp_path: Path) -> None:
+    """Else the first save would tell."""
+    for targets in (("proj_out",), ("time_proj", "text_embedder.linear_1")):
+        key, message, _ = told(options(model, lora_targets=targets))
+        assert key == "lora_targets" and message.startswith("make a LoRA that diffusers does not read: ")
+    check_adapters(options(model, lora_targets=("attention", "proj_out", "time_proj")), LOW)
+    i2v = save_tiny_model(tmp_path / "i2v", in_channels=36, image_dim=24)
+    made = options(i2v, lora_targets=("attention", "add_k_proj"))
+    assert "add_k_proj" in told(made, find_flavour("i2v-14b-2.1"))[1]
+
+
 @pytest.mark.parametrize(
     ("made", "message", "fix"),
     [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from simplewan.app.lora_files import find_loras, read_all
+from simplewan.app.lora_files import find_loras, read_each
+from simplewan.errors import Problem
 from simplewan.models.lora.doctor import Diagnosis, Layer, diagnose
 from simplewan.reporting.quiet import quiet_loading_bars
 
@@ -28,10 +30,12 @@ _COLUMNS = {
 _OTHERS = "others"
 
 
-def doctor(places: Sequence[Path]) -> list[Diagnosis]:
-    """Examine the files, and those in the folders. Raises UserError with all that are not there, or no LoRAs."""
+def doctor(places: Sequence[Path]) -> tuple[list[Diagnosis], list[Problem]]:
+    """Examine the files, and those in the folders; the problems are of those that are not there, or no LoRAs."""
     quiet_loading_bars()
-    return read_all(find_loras(places), diagnose)
+    files, absent = read_each(places, lambda place: find_loras([place]))
+    found, others = read_each(dict.fromkeys(chain.from_iterable(files)), diagnose)
+    return found, absent + others
 
 
 def page(found: Diagnosis, *, layers: bool = False) -> str:

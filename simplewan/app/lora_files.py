@@ -36,8 +36,8 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_all(files: Iterable[Path], read: Callable[[Path], _Read]) -> list[_Read]:
-    """What `read` makes of each file. Raises UserError with the problems of all."""
+def read_each(files: Iterable[Path], read: Callable[[Path], _Read]) -> tuple[list[_Read], list[Problem]]:
+    """What `read` makes of each file, and the problems with the others."""
     problems: list[Problem] = []
     found = []
     for file in files:
@@ -45,6 +45,12 @@ def read_all(files: Iterable[Path], read: Callable[[Path], _Read]) -> list[_Read
             found.append(read(file))
         except UserError as error:
             problems += error.problems
+    return found, problems
+
+
+def read_all(files: Iterable[Path], read: Callable[[Path], _Read]) -> list[_Read]:
+    """What `read` makes of each file. Raises UserError with the problems of all."""
+    found, problems = read_each(files, read)
     if problems:
         raise UserError(*problems)
     return found

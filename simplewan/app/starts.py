@@ -23,8 +23,9 @@ from simplewan.models.adapters import (
     load_adapter_state,
     matched_modules,
 )
-from simplewan.models.lora.read import read_lora
+from simplewan.models.lora.read import read_lora, shapes_in
 from simplewan.models.lora.skeleton import empty_model
+from simplewan.models.lora.write import unwritable
 from simplewan.models.wan.loading import transformer_configuration
 from simplewan.options import Options
 from simplewan.options.experts import adapter_of, key_of
@@ -54,6 +55,10 @@ def check_adapters(options: Options, flavour: Flavour) -> None:
 def _check_adapter(model: nn.Module, options: Options, flavour: Flavour, expert: str) -> None:
     adapter = adapter_of(options, flavour, expert)
     modules = matched_modules(model, adapter.lora_targets)
+    if odd := unwritable(modules):
+        message = f"make a LoRA that diffusers does not read: {some(odd)}"
+        fix = "add linears of the blocks, and k beside v of the image tokens"
+        raise UserError(Problem("config", message, "lora_targets", ",".join(adapter.lora_targets), fix))
     if adapter.init_lora is None:
         return
     wanted: dict[str, tuple[int, ...]] = {}
@@ -64,7 +69,7 @@ def _check_adapter(model: nn.Module, options: Options, flavour: Flavour, expert:
     key, rank_key = (key_of(options, flavour, expert, name) for name in ("init_lora", "lora_rank"))
     if key != "init_lora":  # a rank for this expert alone is meant
         rank_key = f"lora_rank_{expert}"
-    given = _shapes(read_lora(adapter.init_lora)[0])
+    given = shapes_in(adapter.init_lora)
     _refuse_misfit(wanted, given, linears_of(model), adapter.init_lora, key=key, rank_key=rank_key)
 
 

@@ -46,9 +46,11 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         raise UserError(*problems)
     from simplewan.app.doctor import doctor, page
 
-    found = doctor([Path(word).expanduser() for word in arguments.words])
+    found, problems = doctor([Path(word).expanduser() for word in arguments.words])
     if as_json:
         print(json.dumps([each.document() for each in found], indent=2, ensure_ascii=False))
-    else:
+    elif found:
         print("\n\n".join(page(each, layers=layers) for each in found))
+    if problems:
+        raise UserError(*problems)
     return EXIT_DONE if all(each.healthy for each in found) else EXIT_FAILURE
