@@ -8,6 +8,7 @@ import pytest
 
 from simplewan.app.roles import optimizer_settings
 from simplewan.flavours import find_flavour
+from simplewan.options.groups.experts import ExpertOptions
 from simplewan.options.groups.optimizer import OptimizerOptions
 
 
@@ -22,6 +23,6 @@ from simplewan.options.groups.optimizer import OptimizerOptions
     ],
 )
 def test_each_beta_acts_alone(given: dict[str, object], betas: tuple[float, float]) -> None:
-    options = SimpleNamespace(optimizer=OptimizerOptions(**given))
+    options = SimpleNamespace(optimizer=OptimizerOptions(**given), experts=ExpertOptions())
     context = SimpleNamespace(options=options, flavour=find_flavour("t2v-mini-low"))
     assert optimizer_settings(context, "low").betas == betas  # type: ignore[arg-type]
