@@ -76,6 +76,7 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
     assert json.loads((out / "config.resolved.json").read_text())["max_train_steps"] == 40
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (*QUIET, "max_train_steps=5", "lora_dropout=0.2", "caption_dropout_probability=0.3")
     assert run("straight", *arguments) == 0
@@ -221,6 +222,7 @@ def test_a_validation_that_fails_is_survived(run: Run, tmp_path: Path, monkeypat
     assert all("out of memory, say" in error["message"] for error in errors)
 
 
+@pytest.mark.slow
 def test_saving_and_validating_on_demand(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_after(1, signal.SIGUSR1, patch)
