@@ -69,6 +69,11 @@ def shorten(text: str, limit: int = 120) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 clip, 2 clips."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def some(names: Sequence[str], limit: int = LISTED) -> str:
     """The first few of many names, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -144,6 +144,7 @@ def test_what_a_format_cannot_say_is_dropped_only_when_asked(capfd: pytest.Captu
     [
         (["x.safetensors"], "no format was given"),
         (["x.safetensors", "--to", "musuby"], 'did you mean "musubi"?'),
+        (["x.safetensors", "--to", "musubi", "dtype=peft"], "there are fp32, fp16, bf16"),
         (["x.safetensors", "--to", "kohya"], 'did you mean "musubi"?'),
         (["y.safetensors", "--to", "musubi"], "there is no such file"),
         (["x.safetensors", "--to", "musubi", "output=x.safetensors"], "is what is read"),

@@ -18,6 +18,7 @@ from simplewan.app.stores import Stores
 from simplewan.app.turns import announce_turns, natural_share
 from simplewan.batches.batch import Batch
 from simplewan.batches.sampler import BatchSpec, Sampler
+from simplewan.errors import counted
 from simplewan.plan import RunPlan, TrainingTurns, plan_run
 
 
@@ -149,10 +150,6 @@ def make_plan(
 def announce(context: Context, prepared: Prepared) -> None:
     """Say in a line or two what is going to happen."""
     plan = prepared.plan
-
-    def counted(number: int, name: str) -> str:
-        return f"{number} {name}" if number == 1 else f"{number} {name}s"
-
     clips = ""
     if prepared.rendering is not None and plan.validation_steps:
         settings = prepared.rendering.settings

@@ -25,7 +25,7 @@ from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_text
 from simplewan.app.validating import collect, without_pictures
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
 from simplewan.checkpoints.store import RESOLVED
-from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError
+from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError, counted
 from simplewan.events import Emitter, ErrorHappened, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER, other_model
 from simplewan.models.wan.checking import check_files
@@ -147,7 +147,7 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
         context.emit(event)
         records.append(record_of(event, clip, settings, steps))
 
-    label = f"Rendering {len(clips)} clip{'' if len(clips) == 1 else 's'} ({settings.clips})"
+    label = f"Rendering {counted(len(clips), 'clip')} ({settings.clips})"
     return renderer.run(clips, label=label, where="sample", rendered=rendered)
 
 

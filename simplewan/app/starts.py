@@ -16,7 +16,6 @@ from simplewan.errors import Problem, UserError, some
 from simplewan.flavours import Flavour
 from simplewan.models.adapters import (
     PRESETS,
-    across_tasks,
     adapter_parameters,
     adapter_scale,
     linears_of,
@@ -24,13 +23,11 @@ from simplewan.models.adapters import (
     matched_modules,
 )
 from simplewan.models.lora.read import read_lora, shapes_in
-from simplewan.models.lora.skeleton import empty_model
+from simplewan.models.lora.skeleton import Shapes, empty_model
 from simplewan.models.lora.write import unwritable
 from simplewan.models.wan.loading import transformer_configuration
 from simplewan.options import Options
 from simplewan.options.experts import adapter_of, key_of
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_adapters(options: Options, flavour: Flavour) -> None:
@@ -80,7 +77,7 @@ def start_from_lora(transformer: nn.Module, path: Path) -> str | None:
     """
     parameters, state, linears = adapter_parameters(transformer), read_lora(path)[0], linears_of(transformer)
     _refuse_misfit(_shapes(parameters), _shapes(state), linears, path)
-    missing, unused, remark = across_tasks(parameters, state, linears)
+    missing, unused, remark = _across_tasks(parameters, state, linears)
     scale = adapter_scale(transformer)  # the file's alpha is folded in, the adapter's is not
     start = {name: value / scale if ".lora_B." in name else value for name, value in state.items()}
     start |= {name: parameters[name].detach().to("cpu", copy=True) for name in missing}
@@ -105,7 +102,7 @@ def _refuse_misfit(
 
     `linears` are those of the model; `key` is the option that names the file, `rank_key` the one that says the rank.
     """
-    missing, unused, _ = across_tasks(wanted, given, linears)
+    missing, unused, _ = _across_tasks(wanted, given, linears)
     wanted = {name: shape for name, shape in wanted.items() if name not in missing}
     given = {name: shape for name, shape in given.items() if name not in unused}
     if not given:
@@ -117,6 +114,26 @@ def _refuse_misfit(
         faults = [fault for fault in both if fault is not None]
     if faults:
         raise UserError(*(Problem("config", message, key, str(path), fix) for message, fix in faults))
+
+
+def _across_tasks(
+    wanted: Collection[str], given: Collection[str], linears: Collection[str]
+) -> tuple[list[str], list[str], str | None]:
+    """What a LoRA of the names `given` may lack of `wanted`, and have besides, being of another task; what to say.
+
+    Wan 2.1 I2V alone has linears for CLIP's image tokens: an adapter of T2V leaves them as they begin, and one of I2V
+    loses its own on a model without them. `linears` are those of the model.
+    """
+    missing = [name for name in wanted if name not in given and _is_of_image(name)]
+    unused = [name for name in given if _is_of_image(name) and _module(name) not in linears]
+    remark = f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
+    if missing:
+        remark = f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"
+    return missing, unused, remark
+
+
+def _is_of_image(name: str) -> bool:
+    return any(word in name for word in (".add_k_proj.", ".add_v_proj.", ".image_embedder."))
 
 
 def _other_model(wanted: Shapes, given: Shapes, linears: Collection[str]) -> tuple[str, str] | None:

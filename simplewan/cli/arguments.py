@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from simplewan.errors import Problem
 from simplewan.options.catalogue import catalogue
@@ -24,7 +23,6 @@ TRUE, FALSE = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", 
 BOOLEANS = (*TRUE, *FALSE)
 # Arguments that pick the configuration instead of setting an option.
 PICKS = ("config", "env", "example")
-NO_OTHERS: Mapping[str, str] = MappingProxyType({})
 _PAIR = re.compile(r"^-{0,2}[A-Za-z_][\w.-]*=", re.DOTALL)
 
 
@@ -66,7 +64,7 @@ class Arguments:
         self.problems.append(Problem(COMMAND_LINE, message, key, value, fix))
         return None
 
-    def choice(self, key: str, choices: Sequence[str], others: Mapping[str, str] = NO_OTHERS) -> str | None:
+    def choice(self, key: str, choices: Sequence[str], others: Mapping[str, str]) -> str | None:
         """An own argument that is one of several words; a problem when it is another. `others` are words for them."""
         value = self.value(key)
         if value is None or value in choices:

@@ -26,7 +26,9 @@ CHOICES = {
     "layout": ("diffusers", "original"),
 }
 # What the formats are called elsewhere.
-CALLED = {"kohya": "musubi", "sd-scripts": "musubi", "comfy": "comfyui", "peft": "diffusers", "merge": MERGED}
+CALLED = {
+    "to": {"kohya": "musubi", "sd-scripts": "musubi", "comfy": "comfyui", "peft": "diffusers", "merge": MERGED},
+}
 OWN = (*CHOICES, "output", "scale", "alpha", "as_lora", "base")
 FLAGS = ("json", "drop", "overwrite")
 HELP = """usage: simpletuner export [FILE ...] --to FORMAT [env=NAME | example=NAME | --config FILE] [key=value ...]
@@ -64,7 +66,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.help:
         print(HELP)
         return EXIT_DONE
-    chosen = {key: arguments.choice(key, choices, CALLED) for key, choices in CHOICES.items()}
+    chosen = {key: arguments.choice(key, choices, CALLED.get(key, {})) for key, choices in CHOICES.items()}
     if chosen["to"] is None and "to" not in arguments.own:
         arguments.problems.append(Problem(COMMAND_LINE, "no format was given", fix=f"write --to {'|'.join(TARGETS)}"))
     scale, alpha = (arguments.number(key, fix=f"write {key}=1.0") for key in ("scale", "alpha"))

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -165,26 +165,6 @@ def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor], name
     with torch.no_grad():
         for key, value in state.items():
             parameters[key].copy_(value)
-
-
-def across_tasks(
-    wanted: Collection[str], given: Collection[str], linears: Collection[str]
-) -> tuple[list[str], list[str], str | None]:
-    """What a LoRA of the names `given` may lack of `wanted`, and have besides, being of another task; what to say.
-
-    Wan 2.1 I2V alone has linears for CLIP's image tokens: an adapter of T2V leaves them as they begin, and one of I2V
-    loses its own on a model without them. `linears` are those of the model.
-    """
-    missing = [key for key in wanted if key not in given and _is_of_image(key)]
-    unused = [key for key in given if _is_of_image(key) and key.rsplit(".", 2)[0] not in linears]
-    remark = f"{len(unused) // 2} of its linears, for image tokens, are not trained here" if unused else None
-    if missing:
-        remark = f"{len(missing) // 2} linears for image tokens are not in it and begin at nothing"
-    return missing, unused, remark
-
-
-def _is_of_image(key: str) -> bool:
-    return any(word in key for word in (".add_k_proj.", ".add_v_proj.", ".image_embedder."))
 
 
 def activate(transformer: nn.Module, name: str) -> None:

@@ -136,6 +136,7 @@ def diagnose(path: Path) -> Diagnosis:
     shapes = shapes_told(file.changes) if file.changes and (sizes.width or not file.unknown) else {}
     layers = tuple(_layer(change, shapes) for change in file.changes)
     place = _place(file, sizes)
+    trained = not untrained(file.changes)
     return Diagnosis(
         path=path,
         format=describe_format(file),
@@ -143,9 +144,9 @@ def diagnose(path: Path) -> Diagnosis:
         model=place.model if file.changes else "nothing that is known here",
         metadata=file.metadata,
         layers=layers,
-        trained=not untrained(file.changes),
+        trained=trained,
         dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
-        faults=tuple(_faults(file, layers, sizes)),
+        faults=tuple(_faults(file, layers, sizes, trained=trained)),
         remarks=tuple(_remarks(file, layers, place)),
         tools=tuple(verdicts(file)),
     )
@@ -210,13 +211,13 @@ def _layer(change: Change, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
     return Layer(change.module, change.kind, change.rank, change.alpha, change.scale, norm, flag)
 
 
-def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes) -> list[str]:
+def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes, *, trained: bool) -> list[str]:
     faults = file.faults()
     for flag, what in ((NOT_FINITE, "have weights that are not finite"), (MISFIT, "do not fit the model")):
         if named := [layer.module for layer in layers if layer.flag == flag]:
             faults.append(f"{len(named)} layers {what}: {some(named)}")
     # Published files carry differences of norms that are zero: those are as they should be.
-    if untrained(file.changes):
+    if not trained:
         faults.append(f"it {UNTRAINED}")
     elif dead := [layer.module for layer in layers if layer.flag == DEAD and layer.kind != WHOLE]:
         faults.append(f"{len(dead)} of {len(layers)} layers have no effect (their product is zero): {some(dead)}")

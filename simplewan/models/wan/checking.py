@@ -217,14 +217,13 @@ def _mismatch(found: Found, place: Source, flavour: Flavour) -> list[Problem]:
 
 def _fitting(found: Found) -> list[str]:
     """The models, by their flavours' names, that a transformer of a published size may be of."""
-    if found.kind != TRANSFORMER:
+    if found.kind != TRANSFORMER or found.size is None or found.image_dim is None:
         return []
     rows = [
         row
         for row in FLAVOURS.values()
-        if expected_transformer_size(row) == found.size is not None
+        if expected_transformer_size(row) == found.size
         and row.in_channels == found.in_channels
-        and found.image_dim is not None
         and row.clip_conditioning == bool(found.image_dim)
         and (found.expert is None or row.boundary is not None)
     ]
