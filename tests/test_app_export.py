@@ -72,7 +72,7 @@ def test_a_runs_folder_is_two_files_with_all_that_is_known(capfd: pytest.Capture
         assert all(torch.equal(written[key], expected[key]) for key in expected)
         told = metadata(path)
         assert told["expert"] == f"{record['expert']}_noise"
-        assert (told["task"], told["boundary"], told["shift"]) == ("t2v", "0.875", "3.5")
+        assert (told["task"], told["boundary"], told["shift"]) == ("t2v", "0.6", "3.5")
         assert (told["rank"], told["base_model"], told["step"]) == ("4", "tiny", "7")
         assert "lora_unet" in told["lora_format"]
 

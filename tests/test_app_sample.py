@@ -109,7 +109,7 @@ def test_it_renders_what_diffusers_renders(
 ) -> None:
     """Six guided steps, three an expert; differences of float32 rounding stay below 1e-4 of latents around 1."""
     loras = {expert: (write_lora(tmp_path / expert / "x.safetensors", expert, seed=3), scale) for expert in experts}
-    words = [f"adapter={file}" for file, _ in loras.values()] + [f"adapter_scale={scale}"]
+    words = [f"adapter={file}" for file, _ in loras.values()] + [f"adapter_scale={scale}", "timestep_boundary=0.875"]
     assert sample(model, f"prompt={PROMPT}", "validation_guidance=[2, 4]", "validation_shift=3", *words) == 0
     theirs = by_diffusers(model, loras=loras)
     torch.testing.assert_close(latents[0], theirs, rtol=0, atol=1e-4)
@@ -138,7 +138,7 @@ def test_files_are_real_and_named_and_not_overwritten(
             frames = list(container.decode(video=0))
         assert (len(frames), frames[0].width, frames[0].height) == (5, 48, 32)
         assert Image.open(record["sheet"]).width > 100
-        assert record["experts"] == {"high": 3, "low": 3} and record["boundary"] == 875 and record["note"] is None
+        assert record["experts"] == {"high": 5, "low": 1} and record["boundary"] == 600 and record["note"] is None
         assert record["seconds"] > 0
     with (Path("here") / ".a_red_circle_moves_left.claim").open("a") as claim:  # of another process, not yet done
         fcntl.flock(claim, fcntl.LOCK_EX)
@@ -323,7 +323,7 @@ def test_a_file_tells_its_expert_by_its_name_or_is_asked_for_it(
     assert sample(model, "prompt=a cat", f"adapter={mute}") == 2
     assert "adapter_high= or adapter_low=" in capfd.readouterr().err
     named = shutil.copy(mute, tmp_path / "Fox-LowNoise-v2.safetensors")
-    quick = ("prompt=a cat", "validation_num_inference_steps=4", "adapter_scale=2")
+    quick = ("prompt=a cat", "validation_num_inference_steps=4", "adapter_scale=2", "timestep_boundary=875")
     for words, expert in (((f"adapter={named}",), "low"), ((f"adapter_high={mute}",), "high")):
         assert sample(model, *quick, *words) == 0
         said = capfd.readouterr().err

@@ -54,6 +54,24 @@ def test_everything_to_come_is_listed(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(key in text for key in ("use_ema", "optimizer", "push_to_hub"))
 
 
+@needs_mini
+@pytest.mark.parametrize("command", ["train", "cache"])
+@pytest.mark.parametrize("mistake", ["learnin_rate=1", "model_flavour=t2v-a15b-2.2", "seed=x"])
+def test_what_is_to_come_is_told_beside_mistakes(
+    command: str, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "example=mini", "use_ema=true", mistake]) == 2
+    text = capsys.readouterr().err
+    assert mistake.split("=")[0] in text and "use_ema = True is still to come" in text
+
+
+@needs_mini
+def test_a_command_that_only_renders_does_not_mind_what_is_to_come(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sample", "example=mini", "use_ema=true", "learnin_rate=1"]) == 2
+    text = capsys.readouterr().err
+    assert "learnin_rate" in text and "use_ema" not in text
+
+
 class Made(Exception):
     """The example was made; what follows is not of interest."""
 

@@ -47,6 +47,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             flavour = find_flavour(given["model_flavour"])
             assert Path(given["pretrained_model_name_or_path"], "model_index.json").exists()
             assert Path(environment["MINIATURE"]).exists()
+            start = given.get("pretrained_transformer_model_name_or_path")
+            assert start is None or (flavour.stage == "high" and Path(start, "config.json").exists())
             (expert,) = flavour.trained_experts
             experts[flavour.name].save_pretrained(folder / EXPERT_SUBFOLDER[expert])
 
@@ -75,11 +77,11 @@ def test_what_is_missing_is_made_once_and_put_together(tmp_path: Path, quick: li
     decoder = make_vae().from_pretrained(tmp_path / "new" / "decoder")
     assert same(pipeline.vae, decoder)
     assert not same(pipeline.vae, make_vae().from_pretrained(tmp_path / "new" / "vae"))
-    assert pipeline.config.boundary_ratio == 0.875
+    assert pipeline.config.boundary_ratio == 0.6
     i2v = WanImageToVideoPipeline.from_pretrained(tmp_path / "new" / "i2v-model", torch_dtype=torch.bfloat16)
     assert same(i2v.transformer, untrained_transformer(7, "i2v"))
     assert same(i2v.transformer_2, untrained_transformer(8, "i2v")) and same(i2v.vae, decoder)
-    assert i2v.config.boundary_ratio == 0.9
+    assert i2v.config.boundary_ratio == 0.6
     ti2v = WanPipeline.from_pretrained(tmp_path / "new" / "ti2v-model", torch_dtype=torch.bfloat16)
     assert same(ti2v.transformer, untrained_transformer(9, "ti2v")) and ti2v.transformer_2 is None
     assert ti2v.config.expand_timesteps and ti2v.vae.config.z_dim == 48
@@ -127,9 +129,11 @@ def test_the_recipe_trains_all_of_them(tmp_path: Path) -> None:
         (tmp_path / "clips" / name).mkdir(parents=True)
     assert json.loads(make.RECIPE.read_text(encoding="utf-8"))["model_type"] == "full"
     used = set()
-    for flavour, own in (("t2v-mini-high", ()), ("i2v-mini-low", make.I2V), ("ti2v-mini", make.TI2V)):
+    pairs = (("t2v", make.T2V), ("i2v", make.I2V))
+    own = {f"{task}-mini-{expert}": overrides for task, pair in pairs for expert, overrides in pair.items()}
+    for flavour, words in {**own, "ti2v-mini": make.TI2V}.items():
         base = f"pretrained_model_name_or_path={tmp_path}"
-        overrides = parse([f"model_flavour={flavour}", base, *own], environ={}).overrides
+        overrides = parse([f"model_flavour={flavour}", base, *words], environ={}).overrides
         loaded = load(make.RECIPE, overrides, environ=environ, base=tmp_path)
         assert not loaded.later
         used |= {entry.id for entry in loaded.datasets}

@@ -43,7 +43,9 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         return EXIT_DONE
     action, as_json, force = _action(arguments), arguments.flag("json"), arguments.flag("force")
     config, placeholders = find_configuration(arguments, environ)
-    loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
+    loaded = load_configuration(
+        arguments, config, environ, placeholders, unprepared=tuple(placeholders), later_too=True
+    )
     if loaded.later:
         return refuse(loaded.later, loaded.notices)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)

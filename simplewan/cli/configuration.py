@@ -29,6 +29,7 @@ def load_configuration(
     *,
     unprepared: Sequence[str] = (),
     training: bool = True,
+    later_too: bool = False,
 ) -> Loaded:
     """What `load` gives; its problems and those of the arguments together."""
     try:
@@ -39,6 +40,7 @@ def load_configuration(
             placeholders=placeholders,
             unprepared=unprepared,
             training=training,
+            later_too=later_too,
         )
     except UserError as error:
         raise UserError(*arguments.problems, *error.problems) from None

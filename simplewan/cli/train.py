@@ -21,7 +21,9 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         print(train_help())
         return EXIT_DONE
     config, placeholders = find_configuration(arguments, environ)
-    loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
+    loaded = load_configuration(
+        arguments, config, environ, placeholders, unprepared=tuple(placeholders), later_too=True
+    )
     if loaded.later:
         return refuse(loaded.later, loaded.notices)
     from simplewan.models.wan.checking import check_files

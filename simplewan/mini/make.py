@@ -3,8 +3,9 @@
 Imports the makers of this room; the transformers are trained by `simpletuner train` in a process of its own, from the
 JSON files in `recipes/`, like anybody's model. A part that is there is not made again, and one that was stopped goes on
 from its last checkpoint (the text encoder, a matter of minutes, begins anew), so the command can be killed and given
-again. The image-to-video pair goes on from the text-to-video one, given the first frame. What belongs into the package
-comes to lie in FOLDER/model, FOLDER/i2v-model and FOLDER/ti2v-model, weights in bfloat16. docs/miniature.md tells more.
+again. High-noise experts go on from low-noise ones, and image-to-video from text-to-video. What belongs into the
+package comes to lie in FOLDER/model, FOLDER/i2v-model and FOLDER/ti2v-model, weights in bfloat16. docs/miniature.md
+tells more.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ SEED = 42
 # Seed and number of clips, and their sizes: those of TI2V are multiples of 32.
 DATASETS = {"long": (SEED, 6000, SIZES), "short": (SEED + 1, 3000, SIZES), "square": (SEED + 2, 4000, ((64, 64),))}
 RECIPE = Path(__file__).with_name("recipes") / "config.json"
-# What differs from the recipe, which is that of T2V.
-# The low-noise expert paints the first frame, and goes on getting better at it.
+# What differs from the recipe. A low-noise expert learns a good way beyond its side of the boundary, so that the
+# high-noise one, which goes on from it, has less to learn.
+T2V = {
+    LOW: ("timestep_boundary=0.875",),
+    HIGH: ("max_train_steps=3000", "learning_rate=0.006", "lr_warmup_steps=50"),
+}
 I2V = {
-    HIGH: ("max_train_steps=4000", "learning_rate=0.005", "lr_warmup_steps=100"),
-    LOW: ("max_train_steps=10500", "learning_rate=0.006", "lr_warmup_steps=100"),
+    LOW: ("timestep_boundary=0.9", "max_train_steps=10500", "learning_rate=0.006", "lr_warmup_steps=100"),
+    HIGH: ("max_train_steps=1500", "learning_rate=0.003", "lr_warmup_steps=50"),
 }
 TI2V = ("max_train_steps=4000", "data_backend_config=square.json", "i2v_probability=0.7")
 VAE = {"t2v": "vae", "i2v": "vae", "ti2v": "vae-2.2"}
@@ -65,10 +70,10 @@ def make(folder: Path, *, jobs: int) -> Path:
         )
         _once(folder / "untrained", partial(_assemble, folder, "t2v", trained=False))
         # One step alone fills the caches, which the experts then share.
-        _train(folder, "cached", "t2v", HIGH, "max_train_steps=1", "lr_warmup_steps=0")
+        _train(folder, "cached", "t2v", LOW, "max_train_steps=1", "lr_warmup_steps=0")
         _all(
             jobs,
-            *(partial(_train, folder, expert, "t2v", expert) for expert in EXPERT_SUBFOLDER),
+            partial(_train, folder, LOW, "t2v", LOW, *T2V[LOW]),
             partial(_script, "train_vae", folder / "decoder", "--refine", str(folder / "vae")),
             partial(_script, "train_vae", folder / "vae-2.2", "--kind", "2.2"),
         )
@@ -76,9 +81,11 @@ def make(folder: Path, *, jobs: int) -> Path:
             _once(folder / f"{task}-untrained", partial(_assemble, folder, task, trained=False))
         _all(
             jobs,
-            *(partial(_train, folder, f"i2v-{expert}", "i2v", expert, *I2V[expert]) for expert in EXPERT_SUBFOLDER),
+            partial(_train, folder, f"i2v-{LOW}", "i2v", LOW, *I2V[LOW]),
+            partial(_train, folder, HIGH, "t2v", HIGH, *T2V[HIGH], _going_on(folder / LOW)),
             partial(_train, folder, "ti2v-high", "ti2v", HIGH, *TI2V),
         )
+        _train(folder, f"i2v-{HIGH}", "i2v", HIGH, *I2V[HIGH], _going_on(folder / f"i2v-{LOW}"))
         for task in VAE:
             _once(folder / _named(task, "model"), partial(_assemble, folder, task, trained=True))
     return folder / "model"
@@ -99,6 +106,11 @@ def _train(folder: Path, name: str, task: str, expert: str, *overrides: str) -> 
         *overrides,
     ]
     _run("simplewan.cli", "train", "--config", str(RECIPE), *wanted, MINIATURE=str(folder.resolve()))
+
+
+def _going_on(folder: Path) -> str:
+    """The option that lets a high-noise expert begin as the trained low-noise one in `folder`."""
+    return f"pretrained_transformer_model_name_or_path={(folder / EXPERT_SUBFOLDER[LOW]).resolve()}"
 
 
 def _script(name: str, folder: Path, *arguments: str) -> None:
@@ -151,9 +163,9 @@ def _assemble(folder: Path, task: str, target: Path, *, trained: bool) -> None:
 
 
 def _beginning(folder: Path, task: str, expert: str) -> Any:
-    """An expert before its training: of chance, but that of I2V is the trained one of T2V."""
+    """An expert before its training: of chance, but those of I2V are the trained low-noise one of T2V."""
     if task == "i2v":
-        return with_first_frame(_trained(folder / expert, expert))
+        return with_first_frame(_trained(folder / LOW, LOW))
     number = len(EXPERT_SUBFOLDER) if task == "ti2v" else list(EXPERT_SUBFOLDER).index(expert)
     return untrained_transformer(SEED + number, task)
 

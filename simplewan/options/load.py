@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from simplewan.errors import Problem, UserError
 from simplewan.events import Notice
-from simplewan.flavours import Flavour
+from simplewan.flavours import DEFAULT_FLAVOUR, Flavour, find_flavour
 from simplewan.options.catalogue import Options, catalogue, group_models
 from simplewan.options.checks import check_options, choose_flavour
 from simplewan.options.dataset_file import Entry, check_datasets, check_entries, complete, read_entries
@@ -57,6 +57,7 @@ def load(
     placeholders: Mapping[str, str] | None = None,
     unprepared: Collection[str] = (),
     training: bool = True,
+    later_too: bool = False,
 ) -> Loaded:
     """Read everything; defaults < JSON < environment < command line.
 
@@ -64,7 +65,7 @@ def load(
     are looked for beside the configuration file too. `placeholders` maps names to what `{name}` stands for; below those
     in `unprepared` no file is looked for yet. `training` False is for commands that only render: the dataset file is
     not looked for, `datasets` is empty, and what only training needs is not checked. Raises UserError with every
-    problem of every file.
+    problem of every file; beside them, with `later_too`, what is still to come.
     """
     findings = Findings()
     paths = Paths(base=base, beside=config_file.parent if config_file else None, unprepared=unprepared)
@@ -88,9 +89,10 @@ def load(
     check_image_embeds(entries, flavour=flavour, findings=findings)
     _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
+    facts = facts_of(flavour or find_flavour(DEFAULT_FLAVOUR))
+    replaced = settle({**options.flat(), **facts}, found, catalogue(), findings=findings)
     if findings.problems or flavour is None:
-        raise UserError(*_unique(findings.problems))
-    replaced = settle({**options.flat(), **facts_of(flavour)}, found, catalogue(), findings=findings)
+        raise UserError(*_unique([*findings.problems, *(findings.later if later_too else ())]))
     resolved = _resolved(options, found, entries)
     final = _finish(options, replaced, paths)
     return Loaded(
