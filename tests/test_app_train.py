@@ -35,7 +35,12 @@ QUIET = ("validation_disable=true", "eval_steps_interval=0", "checkpoint_step_in
 @pytest.fixture
 def run(example: Path, tmp_path: Path, apart: None, fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("SIMPLEWAN_CACHE", str(example.parents[1]))
-    return lambda output, *arguments: start("train", "example=mini", f"output_dir={tmp_path / output}", *arguments)
+
+    def run(output: str, *arguments: str) -> int:
+        words = ("train", "example=mini", f"output_dir={tmp_path / output}", "model_flavour=t2v-mini-low")
+        return start(*words, *arguments)
+
+    return run
 
 
 def weights(folder: Path) -> bytes:
@@ -56,7 +61,7 @@ def stop_after(step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
-    assert run("out") == 0
+    assert run("out", "model_flavour=t2v-mini-high") == 0
     out = tmp_path / "out"
     losses = [record["loss"] for record in records(out, "eval_loss")]
     assert losses[-1] < 0.9 * losses[0]
@@ -71,7 +76,7 @@ def test_the_example_trains_saves_and_renders(run: Run, tmp_path: Path) -> None:
             assert (len(frames), frames[0].width, frames[0].height) == (17, 64, 64)
             assert Image.open(clip.with_suffix(".png")).width > 200
     assert Image.open(out / "timesteps.png").width > 200
-    keys = load_file(out / "pytorch_lora_weights_low_noise.safetensors").keys()
+    keys = load_file(out / "pytorch_lora_weights_high_noise.safetensors").keys()
     assert all(key.startswith("diffusion_model.blocks.") for key in keys)
     assert json.loads((out / "config.resolved.json").read_text())["max_train_steps"] == 40
 
