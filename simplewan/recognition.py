@@ -113,11 +113,20 @@ def recognise(path: Path) -> Found | None:
     if found is None or found.kind != TRANSFORMER or found.expert is not None:
         return found
     if path.is_dir():
-        return replace(found, expert=told_expert(path.name))
+        return replace(found, expert=_told_by_folder(path))
     named = told_expert(path.stem)
     # Whatever folder a file of 2.1 lies in, it is no expert.
-    by_folder = None if told_version(path.stem) == "2.1" else told_expert(path.parent.name)
+    by_folder = None if told_version(path.stem) == "2.1" else _told_by_folder(path.parent)
     return replace(found, expert=named or by_folder)
+
+
+def _told_by_folder(folder: Path) -> str | None:
+    """The expert that a folder's name speaks of; in diffusers' layout only a model of two has a transformer_2."""
+    if folder.name == "transformer_2":
+        return "low"
+    if folder.name == "transformer" and folder.with_name("transformer_2").is_dir():
+        return "high"
+    return told_expert(folder.name)
 
 
 def _merged(config: Found | None, header: Found | None) -> Found | None:

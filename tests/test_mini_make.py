@@ -47,8 +47,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             flavour = find_flavour(given["model_flavour"])
             assert Path(given["pretrained_model_name_or_path"], "model_index.json").exists()
             assert Path(environment["MINIATURE"]).exists()
-            start = given.get("pretrained_transformer_model_name_or_path")
-            assert start is None or (flavour.stage == "high" and Path(start, "config.json").exists())
+            if flavour.stage == "high":  # goes on from what the low-noise expert has become
+                low = experts[f"{flavour.task}-mini-low"]
+                assert same(
+                    type(low).from_pretrained(given["pretrained_model_name_or_path"], subfolder="transformer"), low
+                )
             (expert,) = flavour.trained_experts
             experts[flavour.name].save_pretrained(folder / EXPERT_SUBFOLDER[expert])
 
@@ -120,6 +123,17 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path: Path, quick: list[str])
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BlockingIOError):
             make.make(tmp_path, jobs=1)
+    assert not quick
+
+
+def test_what_another_recipe_began_is_left_alone(
+    tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.make(tmp_path / "old", jobs=1)
+    quick.clear()
+    monkeypatch.setattr(make, "TI2V", ("max_train_steps=1",))
+    with pytest.raises(ValueError, match="another recipe"):
+        make.make(tmp_path / "old", jobs=1)
     assert not quick
 
 

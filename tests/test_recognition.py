@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -461,14 +462,19 @@ def test_the_experts_are_not_exchanged(tmp_path: Path) -> None:
 
 def test_one_file_is_not_both_experts(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "model", two_experts=True)
-    weights = str(base / "transformer")
-    model = Model(
-        str(base),
-        pretrained_transformer_model_name_or_path=weights,
-        pretrained_transformer_2_model_name_or_path=weights,
-    )
-    with pytest.raises(UserError, match="is given for both experts"):
-        check_files(model, BOTH)
+    alone = shutil.copytree(base / "transformer", tmp_path / "alone")
+    for weights, wanted in (
+        (alone, "is given for both experts"),
+        (base / "transformer", "is the high-noise expert, expected the low-noise one"),
+        (base / "transformer_2", "is the low-noise expert, expected the high-noise one"),
+    ):
+        model = Model(
+            str(base),
+            pretrained_transformer_model_name_or_path=str(weights),
+            pretrained_transformer_2_model_name_or_path=str(weights),
+        )
+        with pytest.raises(UserError, match=wanted):
+            check_files(model, BOTH)
     check_files(Model(str(base), pretrained_transformer_2_model_name_or_path=str(base / "transformer_2")), BOTH)
 
 

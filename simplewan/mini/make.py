@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -53,12 +54,14 @@ QUICKER = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC
 def make(folder: Path, *, jobs: int) -> Path:
     """Make whatever is missing in `folder`, `jobs` parts at a time; returns the finished model's folder.
 
-    Raises BlockingIOError while another process, or a part that outlived it, is at work there.
+    Raises BlockingIOError while another process, or a part that outlived it, is at work there, and ValueError for what
+    another recipe began.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.set_inheritable(lock.fileno(), True)
+        _same_recipe(folder / "recipe.sha256")
         _all(
             jobs,
             partial(_script, "train_vae", folder / "vae"),
@@ -68,7 +71,7 @@ def make(folder: Path, *, jobs: int) -> Path:
                 for name, (seed, count, sizes) in DATASETS.items()
             ),
         )
-        _once(folder / "untrained", partial(_assemble, folder, "t2v", trained=False))
+        _once(folder / "untrained", partial(_assemble, folder, "t2v", _untrained))
         # One step alone fills the caches, which the experts then share.
         _train(folder, "cached", "t2v", LOW, "max_train_steps=1", "lr_warmup_steps=0")
         _all(
@@ -78,39 +81,46 @@ def make(folder: Path, *, jobs: int) -> Path:
             partial(_script, "train_vae", folder / "vae-2.2", "--kind", "2.2"),
         )
         for task in ("i2v", "ti2v"):
-            _once(folder / f"{task}-untrained", partial(_assemble, folder, task, trained=False))
+            _once(folder / f"{task}-untrained", partial(_assemble, folder, task, _untrained))
+        _once(folder / "half-trained", partial(_assemble, folder, "t2v", _low_noise))
         _all(
             jobs,
             partial(_train, folder, f"i2v-{LOW}", "i2v", LOW, *I2V[LOW]),
-            partial(_train, folder, HIGH, "t2v", HIGH, *T2V[HIGH], _going_on(folder / LOW)),
+            partial(_train, folder, HIGH, "t2v", HIGH, *T2V[HIGH], start="half-trained"),
             partial(_train, folder, "ti2v-high", "ti2v", HIGH, *TI2V),
         )
-        _train(folder, f"i2v-{HIGH}", "i2v", HIGH, *I2V[HIGH], _going_on(folder / f"i2v-{LOW}"))
+        _once(folder / "i2v-half-trained", partial(_assemble, folder, "i2v", _low_noise))
+        _train(folder, f"i2v-{HIGH}", "i2v", HIGH, *I2V[HIGH], start="half-trained")
         for task in VAE:
-            _once(folder / _named(task, "model"), partial(_assemble, folder, task, trained=True))
+            _once(folder / _named(task, "model"), partial(_assemble, folder, task, _trained))
     return folder / "model"
+
+
+def _same_recipe(marker: Path) -> None:
+    """That the folder's parts are made by one recipe, which the marker keeps the digest of."""
+    recipe = RECIPE.read_text(encoding="utf-8") + repr((DATASETS, T2V, I2V, TI2V))
+    digest = hashlib.sha256(recipe.encode()).hexdigest()
+    if not marker.exists():
+        marker.write_text(digest, encoding="utf-8")
+    elif marker.read_text(encoding="utf-8") != digest:
+        raise ValueError(f"{marker.parent} was begun with another recipe; make the miniature in a new folder")
 
 
 def _named(task: str, name: str) -> str:
     return name if task == "t2v" else f"{task}-{name}"
 
 
-def _train(folder: Path, name: str, task: str, expert: str, *overrides: str) -> None:
-    """Trains an expert on its side of the boundary, into `folder`/`name`; goes on where it was stopped."""
+def _train(folder: Path, name: str, task: str, expert: str, *overrides: str, start: str = "untrained") -> None:
+    """Trains an expert from the model `start`, into `folder`/`name`; goes on where it was stopped."""
     if (folder / name / EXPERT_SUBFOLDER[expert]).exists():
         return
     wanted = [
         f"model_flavour={task}-mini" if task == "ti2v" else f"model_flavour={task}-mini-{expert}",
-        f"pretrained_model_name_or_path={(folder / _named(task, 'untrained')).resolve()}",
+        f"pretrained_model_name_or_path={(folder / _named(task, start)).resolve()}",
         f"output_dir={folder / name}",
         *overrides,
     ]
     _run("simplewan.cli", "train", "--config", str(RECIPE), *wanted, MINIATURE=str(folder.resolve()))
-
-
-def _going_on(folder: Path) -> str:
-    """The option that lets a high-noise expert begin as the trained low-noise one in `folder`."""
-    return f"pretrained_transformer_model_name_or_path={(folder / EXPERT_SUBFOLDER[LOW]).resolve()}"
 
 
 def _script(name: str, folder: Path, *arguments: str) -> None:
@@ -142,13 +152,12 @@ def _all(jobs: int, *parts: Callable[[], None]) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _assemble(folder: Path, task: str, target: Path, *, trained: bool) -> None:
-    """Writes a model folder from its parts; the transformers as training begins with them (float32), or as trained, in
-    bfloat16."""
-    experts = {
-        expert: _trained(folder / _named(task, expert), expert) if trained else _beginning(folder, task, expert)
-        for expert in (EXPERT_SUBFOLDER if task != "ti2v" else (HIGH,))
-    }
+def _assemble(folder: Path, task: str, experts: Callable[[Path, str, str], Any], target: Path) -> None:
+    """Writes a model folder from its parts; the transformers are what `experts` makes of folder, task and expert.
+
+    Trained ones in bfloat16 with the VAE's last decoder, others in float32 as training begins with them.
+    """
+    trained = experts is _trained
     vae: Any = AutoencoderKLWan
     text_encoder: Any = UMT5EncoderModel
     dtype = torch.bfloat16 if trained else torch.float32
@@ -158,21 +167,29 @@ def _assemble(folder: Path, task: str, target: Path, *, trained: bool) -> None:
         vae=vae.from_pretrained(folder / ("decoder" if trained and task != "ti2v" else VAE[task])).to(dtype),
         tokenizer=AutoTokenizer.from_pretrained(folder / "text" / "tokenizer"),
         text_encoder=text_encoder.from_pretrained(folder / "text" / "text_encoder").to(dtype),
-        experts={name: model.to(dtype) for name, model in experts.items()},
+        experts={
+            expert: experts(folder, task, expert).to(dtype)
+            for expert in (EXPERT_SUBFOLDER if task != "ti2v" else (HIGH,))
+        },
     )
 
 
-def _beginning(folder: Path, task: str, expert: str) -> Any:
-    """An expert before its training: of chance, but those of I2V are the trained low-noise one of T2V."""
+def _untrained(folder: Path, task: str, expert: str) -> Any:
+    """An expert as its training begins: of chance, but those of I2V are the trained low-noise one of T2V."""
     if task == "i2v":
-        return with_first_frame(_trained(folder / LOW, LOW))
+        return with_first_frame(_trained(folder, "t2v", LOW))
     number = len(EXPERT_SUBFOLDER) if task == "ti2v" else list(EXPERT_SUBFOLDER).index(expert)
     return untrained_transformer(SEED + number, task)
 
 
-def _trained(folder: Path, expert: str) -> Any:
+def _low_noise(folder: Path, task: str, _expert: str) -> Any:
+    """The trained low-noise expert in either place: the high-noise one goes on from it."""
+    return _trained(folder, task, LOW)
+
+
+def _trained(folder: Path, task: str, expert: str) -> Any:
     transformer: Any = WanTransformer3DModel
-    return transformer.from_pretrained(folder / EXPERT_SUBFOLDER[expert])
+    return transformer.from_pretrained(folder / _named(task, expert) / EXPERT_SUBFOLDER[expert])
 
 
 def main() -> None:
