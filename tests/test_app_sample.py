@@ -430,7 +430,8 @@ def test_a_strength_of_no_lora_is_remarked_on(model: Path, capfd: pytest.Capture
 def test_a_folder_of_a_run_under_way_leads_to_its_checkpoint(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out" / "checkpoint-20").mkdir(parents=True)
+    write_lora(tmp_path / "out" / "checkpoint-20" / LOW_FILE, "low", seed=1)
+    (tmp_path / "out" / "checkpoint-30").mkdir()  # without LoRAs it leads nowhere
     assert sample(model, "prompt=a cat", "adapter=out") == 2
     assert "name a checkpoint in it: out/checkpoint-20" in capfd.readouterr().err
 
