@@ -191,6 +191,25 @@ def test_merged_is_the_base_with_the_lora_in_its_weights(model: Path, tmp_path: 
         assert distance(merged, tiny_transformer(seed=seed)) > 1e-2
 
 
+def test_only_a_checkpoint_with_loras_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("run/checkpoint-6").mkdir(parents=True)
+    run_folder(Path("run/checkpoint-3"))
+    for folder in ("run", "run/checkpoint-3", "run/checkpoint-6"):
+        Path(folder, "config.resolved.json").write_text(json.dumps({"model_type": "lora"}))
+    tiny_transformer().save_pretrained("run/transformer")  # a checkpoint was merged into the run's folder
+    for words in (["export", "run", "--to", "musubi"], ["lora", "doctor", "run"]):
+        assert main(words) == 2
+        said = capfd.readouterr().err
+        assert "holds no LoRA" in said and "name a checkpoint in it: run/checkpoint-3" in said
+    assert main(["export", "run/checkpoint-6", "--to", "musubi"]) == 2
+    assert "holds no LoRA (.safetensors); name the file" in capfd.readouterr().err
+
+
+def test_a_model_is_no_folder_of_loras(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["lora", "doctor", str(model)]) == 2
+    assert "holds whole models (transformer/, transformer_2/), no LoRA" in capfd.readouterr().err
+
+
 def original_file(path: Path, *, prefix: str = "", dtype: torch.dtype = torch.float32) -> Path:
     tensors = tiny_transformer().state_dict()
     save_file({f"{prefix}{to_original(key)}": value.to(dtype).contiguous() for key, value in tensors.items()}, path)
@@ -439,4 +458,4 @@ def test_the_commands_of_the_page_run_on_the_miniature(
             words += ["prompt=a", "validation_num_inference_steps=2", "validation_resolution=48x32"]
         AcceleratorState._reset_state(reset_partial_state=True)
         assert main(words) == 0, line
-    assert list(Path("one-file").glob("*_merged_high_noise.safetensors"))
+    assert [file.name for file in Path("one-file").iterdir()] == ["transformer_merged_high_noise.safetensors"]

@@ -80,6 +80,58 @@ def test_a_file_that_tells_no_expert_is_asked_for_one(model: Path, capfd: pytest
     assert distance(Path("there/transformer"), merged_by_hand(found, scale=1.0)) < CLOSE
 
 
+@pytest.mark.parametrize("other", ["high", "low"])
+def test_the_base_of_the_other_expert_is_refused(
+    other: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A transformer tells its expert by the name of its file, of its folder, or by where diffusers puts it."""
+    own = "low" if other == "high" else "high"
+    parts = {"high": "transformer", "low": "transformer_2"}
+    lora(f"pytorch_lora_weights_{own}_noise")
+    lora("x", expert=f"{own}_noise")
+    save_original_model(Path("repo"), "t2v-a14b")
+    for expert in ("high", "low"):
+        save_file(original_transformer(tiny_transformer()), f"wan2.2_t2v_{expert}_noise_14B_fp16.safetensors")
+    named = f"wan2.2_t2v_{other}_noise_14B_fp16.safetensors"
+    bases = [named, f"repo/{other}_noise_model", f"{model}/{parts[other]}", f"{model}/{parts[other]}/{WEIGHTS}"]
+    names = [f"pretrained_transformer{number}_model_name_or_path={named}" for number in ("", "_2")]
+    wrong = [*([f"base={base}"] for base in bases), [names[own == "low"], "model_flavour=t2v-a14b-2.2"]]
+    with monkeypatch.context() as patch:
+        patch.setattr("simplewan.app.merging.open_base", lambda _: pytest.fail("the base was opened"))
+        for words in wrong:
+            for file in (f"pytorch_lora_weights_{own}_noise", "x"):
+                assert merged(f"{file}.safetensors", *words, "layout=original") == 2
+                said = capfd.readouterr().err
+                assert f"is the {other}-noise expert, expected the {own}-noise one, which {file}.safetensors" in said
+                assert f"name the {own}-noise transformer, or a LoRA of the {other}-noise expert" in said
+                assert ("command line: base = " in said) == words[0].startswith("base=")
+    monkeypatch.chdir(model / parts[other])
+    assert merged(str(tmp_path / "x.safetensors"), "base=.") == 2
+    monkeypatch.chdir(tmp_path)
+    assert "is the" in capfd.readouterr().err and nothing_there()
+    for base in bases:
+        right = base.replace(f"{other}_noise", f"{own}_noise").replace(f"{parts[other]}/", f"{parts[own]}/")
+        right = f"{model}/{parts[own]}" if right == f"{model}/{parts[other]}" else right
+        assert merged("x.safetensors", f"base={right}", "layout=original", "--overwrite") == 0
+
+
+def test_a_transformer_beside_no_other_is_any_experts() -> None:
+    lora("x_low_noise")
+    tiny_transformer().save_pretrained("alone/transformer")
+    assert merged("x_low_noise.safetensors", "base=alone/transformer") == 0
+
+
+def test_a_merged_file_is_called_what_it_is() -> None:
+    """In other tools' lists it is a model, and no LoRA."""
+    lora("pytorch_lora_weights_low_noise")
+    lora("fox_low_noise")
+    tiny_transformer().save_pretrained("base")
+    for file in ("pytorch_lora_weights", "fox"):
+        assert merged(f"{file}_low_noise.safetensors", "base=base", "layout=original") == 0
+    names = {"transformer_merged_low_noise.safetensors", "fox_merged_low_noise.safetensors"}
+    assert {path.name for path in Path("there").iterdir()} == names
+
+
 def test_two_transformers_that_are_named_are_two_experts(capfd: pytest.CaptureFixture[str]) -> None:
     lora("untold")
     words = []

@@ -294,9 +294,24 @@ def test_a_full_fine_tune_is_used_finished_or_not(
     assert clip == expected and "out/transformer_2 (step 2)" in said
     assert sample(model, "--config", "config.json", "model_flavour=t2v-480p-1.3b-2.1") == 2
     assert "model_flavour=t2v-mini-low, or adapter=none" in capfd.readouterr().err
+    adapter = ("prompt=a cat", "adapter=out")
+    words = (["export", "out", "--to", "merged", f"base={model}"], ["lora", "doctor", "out"])
+    for code in (sample(model, *adapter), *map(main, words)):
+        assert code == 2
+    said = capfd.readouterr().err
+    assert said.count("holds a full fine-tune (transformer_2/), no LoRA") == 3 and "name a checkpoint" not in said
+    assert said.count("name them with pretrained_transformer_2_model_name_or_path=out, or load") == 3
+    assert main(["lora", "doctor", "out/checkpoint-2"]) == 2
+    said = capfd.readouterr().err
+    assert "holds a full fine-tune, no LoRA" in said
+    assert "ended with: pretrained_transformer_2_model_name_or_path=out, or load" in said
+    named = ("adapter=none", "pretrained_transformer_2_model_name_or_path=out")
+    assert rendered(model, capfd, *named)[0] == expected
     shutil.rmtree("out/transformer_2")
     clip, said = rendered(model, capfd, "model_type=full")
     assert clip == expected and "checkpoint-2" in said
+    assert main(["lora", "doctor", "out"]) == 2
+    assert "when the run ends" in capfd.readouterr().err
     assert rendered(model, capfd, "adapter=none")[0] != expected
 
 
@@ -415,7 +430,8 @@ def test_a_strength_of_no_lora_is_remarked_on(model: Path, capfd: pytest.Capture
 def test_a_folder_of_a_run_under_way_leads_to_its_checkpoint(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out" / "checkpoint-20").mkdir(parents=True)
+    write_lora(tmp_path / "out" / "checkpoint-20" / LOW_FILE, "low", seed=1)
+    (tmp_path / "out" / "checkpoint-30").mkdir()  # without LoRAs it leads nowhere
     assert sample(model, "prompt=a cat", "adapter=out") == 2
     assert "name a checkpoint in it: out/checkpoint-20" in capfd.readouterr().err
 

@@ -156,17 +156,20 @@ def _approximate(changes: Sequence[Change], rank: int) -> tuple[list[Change], di
 def export(request: Request, *, emit: Emit) -> list[Exported]:
     """Write every file in the format `request.to`, read it back with an independent map, and tell. Raises UserError."""
     ready = ready_files(request, emit=emit)
-    targets = [named_file(request.output or each.file.path.parent / FOLDER, each, request) for each in ready]
+    targets = [
+        named_file(request.output or each.file.path.parent / FOLDER, without_expert(each.file.path.stem), each, request)
+        for each in ready
+    ]
     check_targets(targets, [each.file.path for each in ready], overwrite=request.overwrite)
     return [_export(each, target, request, emit=emit) for each, target in zip(ready, targets, strict=True)]
 
 
-def named_file(output: Path, ready: Ready, request: Request) -> Path:
-    """`output` if it names a file, else one in that folder by the source's name, the format and the expert."""
+def named_file(output: Path, stem: str, ready: Ready, request: Request) -> Path:
+    """`output` if it names a file, else one in that folder by a name, the format and the expert."""
     if output.suffix == ".safetensors":
         return output
     ending = f"_{ready.expert}_noise" if ready.expert else ""
-    return output / f"{without_expert(ready.file.path.stem)}_{request.to}{ending}.safetensors"
+    return output / f"{stem}_{request.to}{ending}.safetensors"
 
 
 def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Exported:

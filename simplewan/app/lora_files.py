@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from simplewan.checkpoints import CheckpointStore
+from simplewan.checkpoints.store import MANIFEST, RESOLVED, CheckpointStore
 from simplewan.errors import Problem, UserError
-from simplewan.flavours import Flavour, other_model
+from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, Flavour, other_model
 from simplewan.models.lora.read import LoraFile
+from simplewan.models.wan.sources import OTHER_PLACES
 from simplewan.recognition import told_expert
 
 _Read = TypeVar("_Read")
 # What to do about a file that is of another model than the base.
 FIT_FIX = "name the base that the file is for; `simpletuner lora doctor` tells which that is"
-LORA_FILES = "pytorch_lora_weights*.safetensors"
+LORA_STEM = "pytorch_lora_weights"
+LORA_FILES = f"{LORA_STEM}*.safetensors"
 _EXPERT_ENDING = re.compile(r"[^A-Za-z0-9]?(high|low)[^A-Za-z0-9]?noise$", re.IGNORECASE)
 
 
@@ -29,7 +32,8 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
             fix = "name a LoRA file, or a folder with some"
             problems.append(Problem(str(place), "there is no such file", fix=fix))
         elif not files:
-            problems.append(Problem(str(place), "holds no LoRA (.safetensors)", fix=name_a_checkpoint(place)))
+            message, fix = no_lora_in(place)
+            problems.append(Problem(str(place), message, fix=fix))
         found += files
     if problems:
         raise UserError(*problems)
@@ -72,14 +76,44 @@ def doubt(lora: LoraFile, expert: str | None, flavour: Flavour) -> str | None:
 def loras_in(folder: Path) -> list[Path]:
     """The LoRAs of a run or a checkpoint, else, in a folder of the user's own, all safetensors files."""
     files = sorted(folder.glob(LORA_FILES))
-    of_a_run = (folder / "manifest.json").exists() or (folder / "config.resolved.json").exists()
+    of_a_run = (folder / MANIFEST).exists() or (folder / RESOLVED).exists()
     return files if files or of_a_run else sorted(folder.glob("*.safetensors"))
 
 
-def name_a_checkpoint(folder: Path) -> str:
-    """What to do about a folder without LoRAs: until a run has ended, they lie in its checkpoints."""
-    steps = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True).steps()
-    return f"name a checkpoint in it: {folder / f'checkpoint-{steps[-1]}'}" if steps else "name the file"
+def no_lora_in(folder: Path) -> tuple[str, str]:
+    """What to say of a folder without LoRAs, and the fix: until a run has ended, they lie in its checkpoints."""
+    store = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True)
+    holding = [store.path(step) for step in store.steps() if loras_in(store.path(step))]
+    if not holding and ((full := _trained_fully(folder)) or _wholes(folder)):
+        return _whole_models(folder, "a full fine-tune" if full else "whole models")
+    fix = f"name a checkpoint in it: {holding[-1]}" if holding else "name the file"
+    return "holds no LoRA (.safetensors)", fix
+
+
+def _whole_models(folder: Path, what: str) -> tuple[str, str]:
+    """The same of a run that trained all weights, of a checkpoint of one, or of a model."""
+    run = folder.parent if (folder / MANIFEST).exists() else folder
+    wholes = _wholes(run)
+    places = f" ({', '.join(f'{part}/' for part in wholes)})" if wholes and run == folder else ""
+    message = f"holds {what}{places}, no LoRA: whole models have nothing to merge"
+    if not wholes:
+        return message, f"they are written to {run / EXPERT_SUBFOLDER[HIGH]} or ..._2 when the run ends"
+    options = " ".join(f"{OTHER_PLACES[part]}={run}" for part in wholes)
+    which = "them with" if run == folder else "those that the run ended with:"
+    return message, f"name {which} {options}, or load them with diffusers as they are"
+
+
+def _wholes(folder: Path) -> list[str]:
+    return [part for part in EXPERT_SUBFOLDER.values() if (folder / part / "config.json").is_file()]
+
+
+def _trained_fully(folder: Path) -> bool:
+    """Whether a run, or the run of a checkpoint, was a full fine-tune, by its own record."""
+    try:
+        record = json.loads((folder / RESOLVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # without a record it tells nothing
+        return False
+    return isinstance(record, dict) and record.get("model_type") == "full"
 
 
 def without_expert(stem: str) -> str:

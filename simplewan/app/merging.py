@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simplewan.app.context import DTYPES
 from simplewan.app.exporting import Exported, Ready, Request, base_configs, base_place, export, named_file, ready_files
-from simplewan.app.lora_files import FIT_FIX, doubt
+from simplewan.app.lora_files import FIT_FIX, LORA_STEM, doubt, without_expert
 from simplewan.app.targets import MERGED_FROM, check_targets
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Emitter, Notice, Progress, Stage
@@ -17,7 +17,7 @@ from simplewan.models.lora.merge import merge_files, open_base
 from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import NAME_CONFIGURATION, Source, part_path
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.recognition import part_in
+from simplewan.recognition import part_in, recognise
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 
@@ -40,6 +40,9 @@ def merge(request: Request, *, emit: Emit) -> list[Exported]:
     if len(set(paths.values())) < len(paths):
         message = "is one transformer, and the files are for two experts"
         raise UserError(Problem(COMMAND_LINE, message, "base", str(paths.popitem()[1]), "merge one file at a time"))
+    wrong = [_wrong_expert(group, places[expert], paths[expert], request) for expert, group in by_expert.items()]
+    if problems := [problem for problem in wrong if problem is not None]:
+        raise UserError(*problems)
     sources = [*(each.file.path for each in ready), *paths.values()]
     check_targets(list(targets.values()), sources, overwrite=request.overwrite, folders=not request.original)
     return [
@@ -56,6 +59,40 @@ def _base(request: Request, ready: Ready) -> Source:
         fix = "say expert=high or expert=low"
         raise UserError(Problem(str(ready.file), "does not tell which expert it is for", fix=fix))
     return place
+
+
+def _wrong_expert(group: list[Ready], place: Source, path: Path, request: Request) -> Problem | None:
+    """That the base is the transformer of the other expert, as its files or their names tell: shapes are the same."""
+    expert, told = group[0].expert, _told_expert(path)
+    if expert is None or told in (None, expert):
+        return None
+    model = request.model
+    assert model is not None, "a base was named"
+    both = model.pretrained_transformer_model_name_or_path == model.pretrained_transformer_2_model_name_or_path
+    where, key = (COMMAND_LINE, "base") if both and not place.is_base else ("model", place.key)
+    names = ", ".join(str(each.file) for each in group)
+    message = f"is the {told}-noise expert, expected the {expert}-noise one, which {names} is for"
+    fix = f"name the {expert}-noise transformer, or a LoRA of the {told}-noise expert; a file is known by its name"
+    return Problem(where, message, key, place.name, fix)
+
+
+def _told_expert(path: Path) -> str | None:
+    """The expert that a transformer tells to be, as `recognise` knows it, else by where diffusers puts the two.
+
+    A folder named transformer is the high-noise expert only beside a transformer_2: other models have one, too.
+    """
+    path = path.absolute()  # "." has no name
+    try:
+        found = recognise(path)
+    except (OSError, ValueError):  # what is not there or damaged is told where it is opened
+        return None
+    if found is not None and found.expert is not None:
+        return found.expert
+    folder = path if path.is_dir() else path.parent
+    if folder.name == EXPERT_SUBFOLDER[LOW]:
+        return LOW
+    beside = folder.with_name(EXPERT_SUBFOLDER[LOW])
+    return HIGH if folder.name == EXPERT_SUBFOLDER[HIGH] and beside.is_dir() else None
 
 
 def _has_two_experts(place: Source, request: Request, ready: Ready) -> bool:
@@ -82,7 +119,9 @@ def _target(request: Request, ready: Ready) -> Path:
     output = request.output or ready.file.path.parent / MERGED
     if not request.original:
         return output / EXPERT_SUBFOLDER[ready.expert or HIGH]
-    return named_file(output, ready, request)
+    # A whole transformer is not to be taken for a LoRA in other tools' lists of files.
+    stem = without_expert(ready.file.path.stem).replace(LORA_STEM, EXPERT_SUBFOLDER[HIGH])
+    return named_file(output, stem, ready, request)
 
 
 def _merge(group: list[Ready], place: Source, path: Path, target: Path, request: Request, *, emit: Emit) -> Exported:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from simplewan.app.context import Context
-from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, name_a_checkpoint, read_all
+from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, no_lora_in, read_all
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.checkpoints import CheckpointStore
@@ -139,9 +139,8 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
         for path in paths:
             files = _meant(loras_in(path), key) if path.is_dir() else [path]
             if not files:
-                problems.append(
-                    Problem(COMMAND_LINE, "holds no LoRA (.safetensors)", key, str(path), name_a_checkpoint(path))
-                )
+                message, fix = no_lora_in(path)
+                problems.append(Problem(COMMAND_LINE, message, key, str(path), fix))
             for file in files:
                 expert = _expert_of(file, key, flavour)
                 if expert is None:
