@@ -56,7 +56,7 @@ def test_everything_to_come_is_listed(capsys: pytest.CaptureFixture[str]) -> Non
 
 @needs_mini
 @pytest.mark.parametrize("command", ["train", "cache"])
-@pytest.mark.parametrize("mistake", ["learnin_rate=1", "model_flavour=t2v-a15b-2.2", "seed=x"])
+@pytest.mark.parametrize("mistake", ["learnin_rate=1", "model_flavour=t2v-a15b-2.2", "seed=x", "status"])
 def test_what_is_to_come_is_told_beside_mistakes(
     command: str, mistake: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +70,11 @@ def test_a_command_that_only_renders_does_not_mind_what_is_to_come(capsys: pytes
     assert cli.main(["sample", "example=mini", "use_ema=true", "learnin_rate=1"]) == 2
     text = capsys.readouterr().err
     assert "learnin_rate" in text and "use_ema" not in text
+    for mistake in ("learnin_rate=1", "status"):
+        assert cli.main(["sample", "example=mini", "use_ema=true", "validation_preview=true", mistake]) == 2
+        text = capsys.readouterr().err
+        assert mistake.split("=")[0] in text and "validation_preview = True is still to come" in text
+        assert "use_ema" not in text
 
 
 class Made(Exception):

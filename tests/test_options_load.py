@@ -288,7 +288,6 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     assert "ignore_final_epochs" in problems(tmp_path, max_train_steps=0, num_train_epochs=1, ignore_final_epochs=True)
     assert "is not below max_timestep" in problems(tmp_path, min_timestep=0.9, max_timestep=500)
     assert "is not a timestep" in problems(tmp_path, max_timestep=1001)
-    assert "push_to_hub = True needs hub_model_id" in problems(tmp_path, push_to_hub=True)
     assert "leaves nothing to train" in problems(tmp_path, model_flavour="t2v-a14b-2.2-high", max_timestep=800)
     assert "user_prompt_library = 'no.json' is not there" in problems(tmp_path, user_prompt_library="no.json")
     (tmp_path / "no.json.example").touch()
@@ -341,6 +340,19 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
     expected = """base_model_precision lora_type optimizer report_to use_ema
     validation_guidance_skip_layers"""
     assert sorted(problem.key or "" for problem in loaded.later) == expected.split()
+
+
+def test_nothing_else_is_asked_of_what_is_to_come(tmp_path: Path) -> None:
+    wanted = {
+        "webhook_config": "nowhere.json",
+        "push_to_hub": True,
+        "lora_type": "lycoris",
+        "lycoris_config": "nowhere.json",
+        "enable_group_offload": True,
+        "enable_model_cpu_offload": True,
+    }
+    later = [problem.key for problem in load_in(tmp_path, **wanted).later]
+    assert sorted(key for key in later if key) == sorted(set(wanted) - {"lycoris_config"})
 
 
 def test_what_would_lose_samples_or_secrets_is_refused(tmp_path: Path) -> None:
