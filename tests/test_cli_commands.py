@@ -176,6 +176,29 @@ def test_options_searches_and_prints_json(capsys: pytest.CaptureFixture[str]) ->
     assert captured.out == "" and "learning_rate" in captured.err
 
 
+def test_options_are_found_by_the_names_of_other_trainers(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, key in (
+        ("network_dim", "lora_rank"),
+        ("blocks_to_swap", "enable_group_offload"),
+        ("target-frames", "video.num_frames"),
+        ("checkpointing_steps", "checkpoint_step_interval"),
+    ):
+        assert cli.main(["options", word]) == 0
+        text = capsys.readouterr().out
+        keys = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+        assert keys == [key] and "elsewhere called" in text and word.replace("-", "_") in text
+    assert cli.main(["options", "musubi"]) == 0
+    assert "lora_rank" in capsys.readouterr().out
+    assert cli.main(["options", "vae_cache_cpu"]) == 2
+    assert "vae_cache_cpu is no option: leave it out" in capsys.readouterr().err
+
+
+def test_options_whose_key_begins_with_the_word_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options", "ema"]) == 0
+    keys = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert keys[0] == "use_ema" and keys.index("ema_decay") < keys.index("delete_problematic_images")
+
+
 @needs_mini
 def test_examples_are_listed_and_copied_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["examples", "list"]) == 0

@@ -422,6 +422,25 @@ def test_foreign_keys_are_answered_and_older_names_read(tmp_path: Path) -> None:
     assert "put it in the dataset file" in problems(tmp_path, crop_aspect="square")
 
 
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("train_data_dir", "did you mean instance_data_dir of a dataset, in the dataset file (data_backend_config)?"),
+        ("blocks_to_swap", "did you mean enable_group_offload? It is still to come"),
+        ("fp8_base", "did you mean base_model_precision? It is still to come"),
+        ("fp8_scald", "did you mean base_model_precision? It is still to come"),
+        ("network_module", "did you mean lora_type?"),
+        ("network_dim", "did you mean lora_rank?"),
+        ("xformers", "leave it out: attention runs through"),
+        ("output_name", "name the folder with output_dir"),
+    ],
+)
+def test_keys_of_other_trainers_are_answered(tmp_path: Path, key: str, fix: str) -> None:
+    text = problems(tmp_path, **{key: "1"})
+    assert f"{key} is not an option; {fix}" in text
+    assert ("to come" in text) == ("to come" in fix)
+
+
 def test_environment_names_of_other_programs(tmp_path: Path) -> None:
     environ = {"WAN_FEED_FORWARD_CHUNK_SIZE": "2", "SIMPLEWAN_CACHE": "/x", "SIMPLEWAN_LORA_RAN": "3"}
     loaded = load_in(tmp_path, environ=environ)
