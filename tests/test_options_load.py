@@ -300,6 +300,31 @@ def test_timesteps_as_fractions(tmp_path: Path) -> None:
     assert load_in(tmp_path, min_timestep=20).options.flow.min_timestep == 20
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"timestep_boundary": 1},
+            "timestep_boundary = 1000.0 leaves nothing to train: the high-noise expert of t2v-a14b-2.2 is trained "
+            "at or above it, and max_timestep is 1000; train the other alone, with model_flavour=t2v-a14b-2.2-low",
+        ),
+        (
+            {"timestep_boundary": 0.7, "min_timestep": 0.7},
+            "min_timestep = 700.0 leaves nothing to train: the low-noise",
+        ),
+        ({"max_timestep": 0.5}, "max_timestep = 500.0 leaves nothing to train: the high-noise"),
+        (
+            {"timestep_boundary": 0.7, "min_timestep": 0.7, "model_flavour": "t2v-a14b-2.2-low"},
+            "t2v-a14b-2.2-low is trained below the boundary 700; "
+            "train the other alone, with model_flavour=t2v-a14b-2.2-high",
+        ),
+    ],
+)
+def test_bounds_that_leave_nothing_to_train(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    text = problems(tmp_path, **{"model_flavour": "t2v-a14b-2.2", **given})
+    assert said in text and text.startswith(str(tmp_path / "config.json"))
+
+
 def test_the_flavour_follows_from_the_base_model(tmp_path: Path) -> None:
     assert load_in(tmp_path).flavour.name == "t2v-480p-1.3b-2.1"
     base = {"pretrained_model_name_or_path": "Wan-AI/Wan2.1-T2V-14B-Diffusers"}
@@ -481,6 +506,17 @@ def test_a_resolved_record_loads_to_the_same(tmp_path: Path) -> None:
     assert again.options == loaded.options
     assert again.resolved == loaded.resolved
     assert json.dumps(again.resolved) == json.dumps(loaded.resolved)
+
+
+def test_the_record_of_a_run_is_no_configuration(tmp_path: Path) -> None:
+    record = tmp_path / "config.resolved.json"
+    record.write_text(json.dumps(load_in(tmp_path, seed=3).resolved))
+    with pytest.raises(UserError) as caught:
+        load(record, environ={}, base=tmp_path)
+    text = str(caught.value)
+    assert (
+        text == f"{record}: is the record of a run, not a configuration; give the config.json that the run began with"
+    )
 
 
 def test_options_are_frozen(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from simplewan.flavours import (
 )
 from simplewan.options.catalogue import Options
 from simplewan.options.experts import budgets_of, has_own
+from simplewan.options.groups.flow import FlowOptions
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
@@ -216,19 +217,33 @@ def _check_timesteps(
             high = expert == HIGH
             if (flow.max_timestep > boundary) if high else (flow.min_timestep < boundary):
                 continue
-            key = "max_timestep" if high else "min_timestep"
-            side = "at or above" if high else "below"
-            who, fix = flavour.name, ""
-            if flavour.trains_both:
-                who, other = f"the {expert}-noise expert of {flavour.name}", LOW if high else HIGH
-                fix = f"train the other alone, with model_flavour={flavour.name}-{other}"
-            findings.problem(
-                where.get(key, config),
-                f"leaves nothing to train: {who} is trained {side} the boundary {boundary:g}",
-                key=key,
-                value=getattr(flow, key),
-                fix=fix,
-            )
+            _nothing_to_train(flavour, flow, where, config, expert=expert, boundary=boundary, findings=findings)
+
+
+def _nothing_to_train(
+    flavour: Flavour,
+    flow: FlowOptions,
+    where: Mapping[str, str],
+    config: str,
+    *,
+    expert: str,
+    boundary: float,
+    findings: Findings,
+) -> None:
+    """The key that was given is told: the bound, else the boundary."""
+    bound, side, other = ("max_timestep", "at or above", LOW) if expert == HIGH else ("min_timestep", "below", HIGH)
+    limit, end = getattr(flow, bound), f"the boundary {boundary:g}"
+    key, value = bound, limit
+    if bound not in where and "timestep_boundary" in where:
+        key, value, end = "timestep_boundary", boundary, f"it, and {bound} is {limit:g}"
+    who = f"the {expert}-noise expert of {flavour.name}" if flavour.trains_both else flavour.name
+    findings.problem(
+        where.get(key, config),
+        f"leaves nothing to train: {who} is trained {side} {end}",
+        key=key,
+        value=value,
+        fix=f"train the other alone, with model_flavour={flavour.name.removesuffix(f'-{expert}')}-{other}",
+    )
 
 
 def _check_experts(

@@ -28,7 +28,7 @@ from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
 from simplewan.options.prompts import Library, read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings, Given, Override, gather, read_json
-from simplewan.options.written import DATASETS, as_saved
+from simplewan.options.written import DATASETS, as_saved, is_record
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,12 @@ def _read_config(path: Path | None, findings: Findings) -> dict[str, Any] | None
         return {}
     before = len(findings.problems)
     content = read_json(path, findings)
-    if isinstance(content, dict):
+    if isinstance(content, dict) and not is_record(content):
         return content
-    if len(findings.problems) == before:
+    if isinstance(content, dict):
+        fix = "give the config.json that the run began with"
+        findings.problem(str(path), "is the record of a run, not a configuration", fix=fix)
+    elif len(findings.problems) == before:
         findings.problem(str(path), "is not an object of keys and values")
     return None
 
