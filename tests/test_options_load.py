@@ -209,6 +209,17 @@ def test_a_secret_is_not_shown_in_a_mistake(tmp_path: Path) -> None:
     assert "hidden" not in text
 
 
+def test_a_relative_folder_that_is_not_there_is_told_in_full(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    relative = {**DATASET, "instance_data_dir": "../imgs"}
+    text = problems(tmp_path / "project", datasets=[relative])
+    assert f"'../imgs' is not there; relative paths count from {tmp_path}/project: {tmp_path}/imgs was looked" in text
+    absolute = {**DATASET, "instance_data_dir": "/nowhere/imgs"}
+    assert problems(tmp_path, datasets=[absolute]).endswith("'/nowhere/imgs' is not there")
+    hidden = {**DATASET, "instance_data_dir": "{env:PLACE}/imgs"}
+    assert "secret" not in problems(tmp_path, datasets=[hidden], environ={"PLACE": "secret"})
+
+
 def test_placeholders_in_paths(tmp_path: Path) -> None:
     path = write(tmp_path, datasets=[{**DATASET, "cache_dir_vae": "{example}/vae/{model_family}/{id}"}])
     loaded = load(path, [], environ={}, base=tmp_path, placeholders={"example": "/made"})
