@@ -237,6 +237,9 @@ def test_the_cache_command_fills_lists_checks_and_prunes(
     assert project.cache("--list") == 0
     text = capsys.readouterr().out
     assert "its source is gone from the dataset: 1: wide/clip-004.mp4" in text
+    (told,) = [line for line in text.splitlines() if "made with other settings" in line]
+    assert told.startswith("  made with other settings, perhaps for another configuration: 2 records")
+    assert "    other " in text and "resize_width" in text.split("    other ")[1].splitlines()[0]
 
     sources = sorted(path.name for path in (project.folder / "wide").iterdir())
     assert project.cache("--prune") == 2  # all of the other dataset's records are of another size

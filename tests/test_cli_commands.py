@@ -56,7 +56,7 @@ def test_everything_to_come_is_listed(capsys: pytest.CaptureFixture[str]) -> Non
 
 @needs_mini
 @pytest.mark.parametrize("command", ["train", "cache"])
-@pytest.mark.parametrize("mistake", ["learnin_rate=1", "model_flavour=t2v-a15b-2.2", "seed=x"])
+@pytest.mark.parametrize("mistake", ["learnin_rate=1", "model_flavour=t2v-a15b-2.2", "seed=x", "status"])
 def test_what_is_to_come_is_told_beside_mistakes(
     command: str, mistake: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +70,11 @@ def test_a_command_that_only_renders_does_not_mind_what_is_to_come(capsys: pytes
     assert cli.main(["sample", "example=mini", "use_ema=true", "learnin_rate=1"]) == 2
     text = capsys.readouterr().err
     assert "learnin_rate" in text and "use_ema" not in text
+    for mistake in ("learnin_rate=1", "status"):
+        assert cli.main(["sample", "example=mini", "use_ema=true", "validation_preview=true", mistake]) == 2
+        text = capsys.readouterr().err
+        assert mistake.split("=")[0] in text and "validation_preview = True is still to come" in text
+        assert "use_ema" not in text
 
 
 class Made(Exception):
@@ -169,6 +174,29 @@ def test_options_searches_and_prints_json(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["options", "learnin_rat"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "learning_rate" in captured.err
+
+
+def test_options_are_found_by_the_names_of_other_trainers(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, key in (
+        ("network_dim", "lora_rank"),
+        ("blocks_to_swap", "enable_group_offload"),
+        ("target-frames", "video.num_frames"),
+        ("checkpointing_steps", "checkpoint_step_interval"),
+    ):
+        assert cli.main(["options", word]) == 0
+        text = capsys.readouterr().out
+        keys = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
+        assert keys == [key] and "elsewhere called" in text and word.replace("-", "_") in text
+    assert cli.main(["options", "musubi"]) == 0
+    assert "lora_rank" in capsys.readouterr().out
+    assert cli.main(["options", "vae_cache_cpu"]) == 2
+    assert "vae_cache_cpu is no option: leave it out" in capsys.readouterr().err
+
+
+def test_options_whose_key_begins_with_the_word_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options", "ema"]) == 0
+    keys = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert keys[0] == "use_ema" and keys.index("ema_decay") < keys.index("delete_problematic_images")
 
 
 @needs_mini

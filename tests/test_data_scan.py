@@ -224,6 +224,7 @@ def test_every_dropped_file_has_its_reason(folder: Path, tmp_path: Path) -> None
     assert notice.startswith(
         "clips: 8 of 14 files are left out: 2 too short, 2 no caption, 1 unreadable name, 1 broken"
     )
+    assert "; the longest has 8 frames at the model's rate: video.num_frames = 5 takes it; `simpletuner" in notice
     assert any(".wmv (1)" in text for text in found.notices)
     assert scanned(dataset(folder), tmp_path / "index") == found  # reasons come from the index too
 
@@ -279,6 +280,7 @@ def test_clips_of_many_lengths_keep_them_and_pictures_are_clips_of_one_frame(fol
     assert capped.buckets == {"64x48@13": 6, "64x48@1": 1}
     fixed = scanned(dataset(folder), tmp_path / "index")
     assert [str(item) for item in fixed.dropped] == ["still.png (a picture has 1 frame, 9 are needed)"]
+    assert (dropped_notice(fixed) or "").endswith('; an entry of dataset_type "image" takes pictures')
     longest = scanned(dataset(folder, video={"max_frames": 19}), tmp_path / "index")
     assert {item.kind for item in longest.dropped} == {"too long", "too short"}
     images = scanned(dataset(folder, dataset_type="image"), tmp_path / "index")

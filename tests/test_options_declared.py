@@ -19,7 +19,15 @@ from simplewan.options.declare import FACTS, is_on, members
 from simplewan.options.describe import dataset_records, option_records
 from simplewan.options.document import render
 from simplewan.options.experts import facts_of
-from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, MUSUBI_DATASET, RENAMED, SWITCHES
+from simplewan.options.foreign import (
+    FOREIGN,
+    FOREIGN_DATASET,
+    MUSUBI,
+    MUSUBI_DATASET,
+    RENAMED,
+    SWITCHES,
+    WITHOUT_OPTION,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,6 +102,7 @@ def test_tables_of_foreign_keys_do_not_hide_ours() -> None:
     known, data = catalogue(), dataset_catalogue()
     assert not set(FOREIGN) & set(known) and not set(RENAMED) & set(known) and not set(SWITCHES) & set(known)
     assert not set(MUSUBI) & set(known)
+    assert not set(WITHOUT_OPTION) & {*known, *MUSUBI, *FOREIGN, *RENAMED, *data}
     assert not set(MUSUBI_DATASET) & {*dataset_catalogue(), *FOREIGN_DATASET}
     assert not set(FOREIGN_DATASET) & set(data)
     assert set(RENAMED.values()) <= set(known)

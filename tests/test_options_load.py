@@ -209,6 +209,17 @@ def test_a_secret_is_not_shown_in_a_mistake(tmp_path: Path) -> None:
     assert "hidden" not in text
 
 
+def test_a_relative_folder_that_is_not_there_is_told_in_full(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    relative = {**DATASET, "instance_data_dir": "../imgs"}
+    text = problems(tmp_path / "project", datasets=[relative])
+    assert f"'../imgs' is not there; relative paths count from {tmp_path}/project: {tmp_path}/imgs was looked" in text
+    absolute = {**DATASET, "instance_data_dir": "/nowhere/imgs"}
+    assert problems(tmp_path, datasets=[absolute]).endswith("'/nowhere/imgs' is not there")
+    hidden = {**DATASET, "instance_data_dir": "{env:PLACE}/imgs"}
+    assert "secret" not in problems(tmp_path, datasets=[hidden], environ={"PLACE": "secret"})
+
+
 def test_placeholders_in_paths(tmp_path: Path) -> None:
     path = write(tmp_path, datasets=[{**DATASET, "cache_dir_vae": "{example}/vae/{model_family}/{id}"}])
     loaded = load(path, [], environ={}, base=tmp_path, placeholders={"example": "/made"})
@@ -288,7 +299,6 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     assert "ignore_final_epochs" in problems(tmp_path, max_train_steps=0, num_train_epochs=1, ignore_final_epochs=True)
     assert "is not below max_timestep" in problems(tmp_path, min_timestep=0.9, max_timestep=500)
     assert "is not a timestep" in problems(tmp_path, max_timestep=1001)
-    assert "push_to_hub = True needs hub_model_id" in problems(tmp_path, push_to_hub=True)
     assert "leaves nothing to train" in problems(tmp_path, model_flavour="t2v-a14b-2.2-high", max_timestep=800)
     assert "user_prompt_library = 'no.json' is not there" in problems(tmp_path, user_prompt_library="no.json")
     (tmp_path / "no.json.example").touch()
@@ -299,6 +309,31 @@ def test_timesteps_as_fractions(tmp_path: Path) -> None:
     flow = load_in(tmp_path, min_timestep=0.5, max_timestep=1, timestep_boundary="0.875").options.flow
     assert (flow.min_timestep, flow.max_timestep, flow.timestep_boundary) == (500, 1000, 875)
     assert load_in(tmp_path, min_timestep=20).options.flow.min_timestep == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"timestep_boundary": 1},
+            "timestep_boundary = 1000.0 leaves nothing to train: the high-noise expert of t2v-a14b-2.2 is trained "
+            "at or above it, and max_timestep is 1000; train the other alone, with model_flavour=t2v-a14b-2.2-low",
+        ),
+        (
+            {"timestep_boundary": 0.7, "min_timestep": 0.7},
+            "min_timestep = 700.0 leaves nothing to train: the low-noise",
+        ),
+        ({"max_timestep": 0.5}, "max_timestep = 500.0 leaves nothing to train: the high-noise"),
+        (
+            {"timestep_boundary": 0.7, "min_timestep": 0.7, "model_flavour": "t2v-a14b-2.2-low"},
+            "t2v-a14b-2.2-low is trained below the boundary 700; "
+            "train the other alone, with model_flavour=t2v-a14b-2.2-high",
+        ),
+    ],
+)
+def test_bounds_that_leave_nothing_to_train(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    text = problems(tmp_path, **{"model_flavour": "t2v-a14b-2.2", **given})
+    assert said in text and text.startswith(str(tmp_path / "config.json"))
 
 
 def test_the_flavour_follows_from_the_base_model(tmp_path: Path) -> None:
@@ -341,6 +376,19 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
     expected = """base_model_precision lora_type optimizer report_to use_ema
     validation_guidance_skip_layers"""
     assert sorted(problem.key or "" for problem in loaded.later) == expected.split()
+
+
+def test_nothing_else_is_asked_of_what_is_to_come(tmp_path: Path) -> None:
+    wanted = {
+        "webhook_config": "nowhere.json",
+        "push_to_hub": True,
+        "lora_type": "lycoris",
+        "lycoris_config": "nowhere.json",
+        "enable_group_offload": True,
+        "enable_model_cpu_offload": True,
+    }
+    later = [problem.key for problem in load_in(tmp_path, **wanted).later]
+    assert sorted(key for key in later if key) == sorted(set(wanted) - {"lycoris_config"})
 
 
 def test_what_would_lose_samples_or_secrets_is_refused(tmp_path: Path) -> None:
@@ -410,6 +458,25 @@ def test_foreign_keys_are_answered_and_older_names_read(tmp_path: Path) -> None:
     assert "put it in the dataset file" in problems(tmp_path, crop_aspect="square")
 
 
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("train_data_dir", "did you mean instance_data_dir of a dataset, in the dataset file (data_backend_config)?"),
+        ("blocks_to_swap", "did you mean enable_group_offload? It is still to come"),
+        ("fp8_base", "did you mean base_model_precision? It is still to come"),
+        ("fp8_scald", "did you mean base_model_precision? It is still to come"),
+        ("network_module", "did you mean lora_type?"),
+        ("network_dim", "did you mean lora_rank?"),
+        ("xformers", "leave it out: attention runs through"),
+        ("output_name", "name the folder with output_dir"),
+    ],
+)
+def test_keys_of_other_trainers_are_answered(tmp_path: Path, key: str, fix: str) -> None:
+    text = problems(tmp_path, **{key: "1"})
+    assert f"{key} is not an option; {fix}" in text
+    assert ("to come" in text) == ("to come" in fix)
+
+
 def test_environment_names_of_other_programs(tmp_path: Path) -> None:
     environ = {"WAN_FEED_FORWARD_CHUNK_SIZE": "2", "SIMPLEWAN_CACHE": "/x", "SIMPLEWAN_LORA_RAN": "3"}
     loaded = load_in(tmp_path, environ=environ)
@@ -450,6 +517,17 @@ def test_a_resolved_record_loads_to_the_same(tmp_path: Path) -> None:
     assert again.options == loaded.options
     assert again.resolved == loaded.resolved
     assert json.dumps(again.resolved) == json.dumps(loaded.resolved)
+
+
+def test_the_record_of_a_run_is_no_configuration(tmp_path: Path) -> None:
+    record = tmp_path / "config.resolved.json"
+    record.write_text(json.dumps(load_in(tmp_path, seed=3).resolved))
+    with pytest.raises(UserError) as caught:
+        load(record, environ={}, base=tmp_path)
+    text = str(caught.value)
+    assert (
+        text == f"{record}: is the record of a run, not a configuration; give the config.json that the run began with"
+    )
 
 
 def test_options_are_frozen(tmp_path: Path) -> None:

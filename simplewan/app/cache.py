@@ -33,6 +33,8 @@ from simplewan.training.signals import SignalWatch
 
 OUT_OF_MEMORY = "the GPU has too little memory: a smaller vae_batch_size, resolution or num_frames helps"
 FILL, LIST, VERIFY, PRUNE = "fill", "list", "verify", "prune"
+# What a record is made of besides settings: the file, or the text.
+OF_THE_SOURCE = {"content", "prompt"}
 
 
 @dataclass
@@ -139,13 +141,21 @@ def _describe(task: _Task, drawn: Drawn) -> None:
                 "missing": sorted(missing.values()),
                 "stale_records": len(stale),
                 "stale_bytes": sum(record.num_bytes for record in stale),
-                "stale": [
-                    {"names": list(record.names), "reason": record.reason, "bytes": record.num_bytes}
-                    for record in stale
-                ],
+                "stale": [_stale(record) for record in stale],
                 "records_of_others": foreign,
             }
         )
+
+
+def _stale(record: house.Stale) -> dict[str, Any]:
+    # A file or text that is another now serves nobody; other settings may be those of another configuration.
+    of_the_source = set(record.differences) & OF_THE_SOURCE
+    return {
+        "names": list(record.names),
+        "reason": record.reason,
+        "other_settings": [] if of_the_source else list(record.differences),
+        "bytes": record.num_bytes,
+    }
 
 
 def _about(store: Store, wanted: Sequence[Wanted]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ HELP = """usage: simpletuner cache [env=NAME | example=NAME | --config FILE] [--
 Works with the caches that `train` with the same arguments would use: latents and text embeddings.
 
   --fill      encode what is missing, as train would, and stop (this is what it does without an action)
-  --list      say what is there, what is missing, and what is stale and why
+  --list      say what is there, what is missing, and what this configuration would not use and why
   --verify    read every record and compare it with its checksum; damaged ones are set aside, so that the next fill
               makes them anew (exit code 1 when there are any)
   --prune     remove what is stale: records of this configuration's datasets that it would not use, such as those of
@@ -81,17 +81,28 @@ def _listed(store: Mapping[str, Any]) -> list[str]:
     lines.append(f"  used: {store['used_records']}")
     if store["missing"]:
         lines.append(f"  to be encoded: {len(store['missing'])}: {some(store['missing'])}")
-    reasons: dict[str, list[str]] = {}
-    for record in store["stale"]:
-        reasons.setdefault(record["reason"], []).append(record["names"][0])
-    if reasons:
-        lines.append(f"  stale: {store['stale_records']} records, {_size(store['stale_bytes'])} (--prune removes them)")
-        lines += [f"    {reason}: {len(names)}: {some(names)}" for reason, names in sorted(reasons.items())]
+    other = [record for record in store["stale"] if record["other_settings"]]
+    stale = [record for record in store["stale"] if not record["other_settings"]]
+    lines += _unused("stale", stale)
+    lines += _unused("made with other settings, perhaps for another configuration", other)
     if store["records_of_others"]:
         lines.append(f"  of datasets that this configuration does not name: {store['records_of_others']}")
     if store["damaged_shards"]:
         lines.append(f"  set aside as damaged: {store['damaged_shards']} files (--prune removes them)")
     return lines
+
+
+def _unused(title: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Records that this configuration would not use, by reason."""
+    if not records:
+        return []
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        differing = ", ".join(record["other_settings"])
+        reasons.setdefault(f"other {differing}" if differing else record["reason"], []).append(record["names"][0])
+    size = _size(sum(record["bytes"] for record in records))
+    lines = [f"  {title}: {len(records)} records, {size} (--prune removes them)"]
+    return lines + [f"    {reason}: {len(names)}: {some(names)}" for reason, names in sorted(reasons.items())]
 
 
 def _verified(store: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ Imports options and the examples' names; `app` when the files of an example are 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from simplewan.cli.arguments import Arguments
@@ -15,6 +15,7 @@ from simplewan.errors import EXIT_USER_ERROR, Problem, UserError
 from simplewan.events import Notice
 from simplewan.examples import example_folder, example_names
 from simplewan.options import Loaded, load
+from simplewan.options.later import told_of
 from simplewan.options.sources import COMMAND_LINE, Findings, did_you_mean, gather
 
 DEFAULT_CONFIG = Path("config/config.json")
@@ -29,9 +30,9 @@ def load_configuration(
     *,
     unprepared: Sequence[str] = (),
     training: bool = True,
-    later_too: bool = False,
+    later_too: Collection[str] | bool = False,
 ) -> Loaded:
-    """What `load` gives; its problems and those of the arguments together."""
+    """What `load` gives; its problems, those of the arguments, and what is to come of `later_too` together."""
     try:
         loaded = load(
             config,
@@ -45,7 +46,7 @@ def load_configuration(
     except UserError as error:
         raise UserError(*arguments.problems, *error.problems) from None
     if arguments.problems:
-        raise UserError(*arguments.problems)
+        raise UserError(*arguments.problems, *told_of(loaded.later, later_too))
     return loaded
 
 

@@ -94,6 +94,8 @@ def option_text(record: Mapping[str, Any]) -> str:
         lines.append(f"to come: {', '.join(record['later_choices'])}")
     if record["needs"]:
         lines.append(f"needs {record['needs']}")
+    if record["other_names"]:
+        lines.append(f"elsewhere called {', '.join(record['other_names'])}")
     return "\n".join([lines[0], *(_indented(line) for line in lines[1:])])
 
 

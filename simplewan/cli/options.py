@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from simplewan.cli.listing import option_text
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR
 from simplewan.options.describe import dataset_records, option_records, search
-from simplewan.options.sources import did_you_mean
+from simplewan.options.foreign import FOREIGN, WITHOUT_OPTION
+from simplewan.options.sources import did_you_mean, plain_key
 
 USAGE = """usage: simpletuner options [WORD ...] [--json]
 
-Lists the options in which every WORD occurs (all without one): keys of config.json, then keys of datasets.
+Lists the options in which every WORD occurs (all without one): keys of config.json, then keys of datasets. A WORD
+may be what another trainer calls an option.
 --json prints one JSON document."""
 
 
@@ -30,7 +32,11 @@ def run(argv: Sequence[str]) -> int:
     for record in (*options, *datasets):
         print(option_text(record))
     if not options and not datasets:
-        meant = did_you_mean("_".join(words), [record["key"] for record in option_records()])
-        print("nothing matches" + (f'; did you mean "{meant}"?' if meant else ""), file=sys.stderr)
+        name = plain_key("_".join(words))
+        meant = did_you_mean(name, [record["key"] for record in option_records()])
+        answer = f'did you mean "{meant}"?' if meant else ""
+        if why := WITHOUT_OPTION.get(name, FOREIGN.get(name)):
+            answer = f"{name} is no option: {why}"
+        print("nothing matches" + (f"; {answer}" if answer else ""), file=sys.stderr)
         return EXIT_USER_ERROR
     return EXIT_DONE

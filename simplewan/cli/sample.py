@@ -18,6 +18,7 @@ from simplewan.cli.pictures import check_pictures, picture_files
 from simplewan.errors import EXIT_DONE, Problem, UserError
 from simplewan.options import Loaded
 from simplewan.options.groups.validation import MAX_SEED
+from simplewan.options.later import told_of
 from simplewan.options.prompts import read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings
 from simplewan.validation.prompts import Asked
@@ -46,10 +47,15 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     if arguments.config != Path(NONE):
         config, placeholders = find_configuration(arguments, environ, needed=False)
     loaded = load_configuration(
-        arguments, config, environ, placeholders, unprepared=tuple(placeholders), training=False
+        arguments,
+        config,
+        environ,
+        placeholders,
+        unprepared=tuple(placeholders),
+        training=False,
+        later_too=SAMPLE_KEYS,
     )
-    later = [problem for problem in loaded.later if problem.key in SAMPLE_KEYS]
-    if later:
+    if later := told_of(loaded.later, SAMPLE_KEYS):
         return refuse(later, loaded.notices)
     if not prompts and not _has_prompts(loaded):
         fix = 'write prompt="a red fox trots through snow", or prompts=FILE'

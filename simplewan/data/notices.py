@@ -157,7 +157,8 @@ def dropped_notice(scan: Scan) -> str | None:
     names = some([str(item) for item in scan.dropped])
     rest = "; `simpletuner dataset report` lists all" if len(scan.dropped) > LISTED else ""
     reasons = count_reasons(scan.dropped)
-    return f"{scan.dataset}: {len(scan.dropped)} of {total} files are left out: {reasons}: {names}{rest}"
+    mended = f"; {fix}" if (fix := remedy(scan.dropped)) else ""
+    return f"{scan.dataset}: {len(scan.dropped)} of {total} files are left out: {reasons}: {names}{mended}{rest}"
 
 
 def datasets_problem(scans: Iterable[Scan]) -> UserError | None:
@@ -184,10 +185,7 @@ def remedy(dropped: Sequence[Dropped]) -> str | None:
     """What would bring back most of the files."""
     kind = Counter(item.kind for item in dropped).most_common(1)[0][0]
     if kind == "too short":
-        longest = max(item.frames or 1 for item in dropped)
-        return (
-            f"the longest has {longest} frames at the model's rate: video.num_frames = {floor_frames(longest)} takes it"
-        )
+        return _remedy_of_short([item for item in dropped if item.kind == kind])
     return {
         "no caption": "put a text file of the same name beside each clip (a.txt for a.mp4), one caption a line",
         "too small": "lower minimum_image_size, or set it to 0",
@@ -195,3 +193,15 @@ def remedy(dropped: Sequence[Dropped]) -> str | None:
         "too long": "raise video.max_frames, or leave it out",
         "aspect ratio": "widen minimum_aspect_ratio and maximum_aspect_ratio",
     }.get(kind)
+
+
+def _remedy_of_short(dropped: Sequence[Dropped]) -> str | None:
+    """What takes the longest clip and the pictures; of clips that are cut into scenes the reasons say it."""
+    pictures = [item for item in dropped if item.name.lower().endswith(IMAGE_SUFFIXES)]
+    lengths = [item.frames for item in dropped if item.frames and item not in pictures]
+    parts = ['an entry of dataset_type "image" takes pictures'] if pictures else []
+    if lengths:
+        longest, taken = max(lengths), floor_frames(max(lengths))
+        has = f"{longest} frame{'' if longest == 1 else 's'} at the model's rate"
+        parts.insert(0, f"the longest has {has}: video.num_frames = {taken} takes it")
+    return "; ".join(parts) or None

@@ -205,7 +205,7 @@ def fit(name: str, found: Found, rules: Rules) -> Fitted | Dropped:
         if not num_frames or not starts:
             fits = num_frames is not None
             reason = _all_cut(rule, found) if fits else _too_short(info, len(sampled), rule, rules)
-            short.append(Dropped(name, reason, "too short", len(sampled)))
+            short.append(Dropped(name, reason, "too short", None if fits else len(sampled)))
             lacking.append(rule.num_frames or rule.min_frames)
             continue
         for size in rules.sizes:

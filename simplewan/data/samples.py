@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A file that is not trained on. `kind` groups reasons; `frames` is what a clip that is too short has."""
+    """A file that is not trained on. `kind` groups reasons; `frames` is how many a clip of the wrong length has."""
 
     name: str
     reason: str

@@ -94,6 +94,12 @@ def coming(declared: Declared, among: dict[str, Declared]) -> str | None:
     return None
 
 
+def nothing_yet(declared: Declared, among: dict[str, Declared]) -> bool:
+    """Whether all that an option can do is to come: itself, or every choice but the one that asks for nothing."""
+    every_choice = bool(declared.later_choices) and not any(map(is_on, declared.choices))
+    return bool(coming(declared, among)) or (every_choice and not declared.comfort)
+
+
 def unmet(declared: Declared, values: Mapping[str, Any]) -> list[Condition]:
     """The conditions of an option that do not hold, given the values of the others."""
     return [

@@ -24,6 +24,7 @@ from simplewan.flavours import (
 )
 from simplewan.options.catalogue import Options
 from simplewan.options.experts import budgets_of, has_own
+from simplewan.options.groups.flow import FlowOptions
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
 from simplewan.options.sources import Findings, Given, did_you_mean
@@ -99,7 +100,10 @@ def check_options(
     findings: Findings,
     training: bool = True,
 ) -> None:
-    """Every check that needs more than one key or the disk; without `training` those that rendering needs."""
+    """Every check that needs more than one key or the disk; without `training` those that rendering needs.
+
+    Options that are wholly to come have no checks: there is nothing to mend in what is refused anyway.
+    """
     where = {key: given.where for key, given in found.items()}
     _check_files(options, found, paths, flavour, findings, training=training)
     _check_guidance(options, where, flavour, findings)
@@ -113,12 +117,10 @@ def check_options(
     _check_experts(options, where, config, flavour, findings)
     if flavour is not None:
         check_starts(options, where, config, flavour, paths, findings)
-    _check_memory(options, where, config, findings)
+    _check_memory(where, findings)
     if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.other_stage is None:
         key = "wan_validation_load_other_stage"
         findings.inform(f"{where[key]}: {key} has no effect: {flavour.name} trains all that the model has")
-    if options.checkpoints.push_to_hub and not options.checkpoints.hub_model_id:
-        findings.problem(where["push_to_hub"], "needs hub_model_id", key="push_to_hub", value=True)
 
 
 def _check_parts(options: Options, where: Mapping[str, str], flavour: Flavour | None, findings: Findings) -> None:
@@ -215,19 +217,33 @@ def _check_timesteps(
             high = expert == HIGH
             if (flow.max_timestep > boundary) if high else (flow.min_timestep < boundary):
                 continue
-            key = "max_timestep" if high else "min_timestep"
-            side = "at or above" if high else "below"
-            who, fix = flavour.name, ""
-            if flavour.trains_both:
-                who, other = f"the {expert}-noise expert of {flavour.name}", LOW if high else HIGH
-                fix = f"train the other alone, with model_flavour={flavour.name}-{other}"
-            findings.problem(
-                where.get(key, config),
-                f"leaves nothing to train: {who} is trained {side} the boundary {boundary:g}",
-                key=key,
-                value=getattr(flow, key),
-                fix=fix,
-            )
+            _nothing_to_train(flavour, flow, where, config, expert=expert, boundary=boundary, findings=findings)
+
+
+def _nothing_to_train(
+    flavour: Flavour,
+    flow: FlowOptions,
+    where: Mapping[str, str],
+    config: str,
+    *,
+    expert: str,
+    boundary: float,
+    findings: Findings,
+) -> None:
+    """The key that was given is told: the bound, else the boundary."""
+    bound, side, other = ("max_timestep", "at or above", LOW) if expert == HIGH else ("min_timestep", "below", HIGH)
+    limit, end = getattr(flow, bound), f"the boundary {boundary:g}"
+    key, value = bound, limit
+    if bound not in where and "timestep_boundary" in where:
+        key, value, end = "timestep_boundary", boundary, f"it, and {bound} is {limit:g}"
+    who = f"the {expert}-noise expert of {flavour.name}" if flavour.trains_both else flavour.name
+    findings.problem(
+        where.get(key, config),
+        f"leaves nothing to train: {who} is trained {side} {end}",
+        key=key,
+        value=value,
+        fix=f"train the other alone, with model_flavour={flavour.name.removesuffix(f'-{expert}')}-{other}",
+    )
 
 
 def _check_experts(
@@ -255,15 +271,7 @@ def _check_experts(
         )
 
 
-def _check_memory(options: Options, where: Mapping[str, str], config: str, findings: Findings) -> None:
-    memory = options.memory
-    if memory.enable_group_offload and memory.enable_model_cpu_offload:
-        findings.problem(
-            where.get("enable_model_cpu_offload", config),
-            "and enable_group_offload exclude each other",
-            key="enable_model_cpu_offload",
-            fix="keep one of them",
-        )
+def _check_memory(where: Mapping[str, str], findings: Findings) -> None:
     if "offload_during_startup" in where:
         findings.inform(
             f"{where['offload_during_startup']}: offload_during_startup has no effect: text encoder and VAE are on the "
@@ -286,9 +294,6 @@ def _check_files(
         needed["init_lora"] = adapter.init_lora
         own = [f"init_lora_{expert}" for expert in EXPERT_SUBFOLDER if flavour is not None and has_own(flavour, expert)]
         needed |= {key: getattr(options.experts, key) for key in own}
-        needed["lycoris_config"] = adapter.lycoris_config if adapter.lora_type == "lycoris" else None
-    if training and isinstance(options.reporting.webhook_config, Path):
-        needed["webhook_config"] = options.reporting.webhook_config
     for key, path in needed.items():
         if path is not None:
             paths.require_file(path, found[key].value, where=found[key].where, key=key, findings=findings)

@@ -6,15 +6,19 @@ Imports the catalogue. One record an option, plain JSON values, so that every li
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
 from simplewan.options.declare import Declared
+from simplewan.options.foreign import MUSUBI, RENAMED
 from simplewan.options.later import in_words
 from simplewan.options.values import plain
 
 DATASETS = "datasets"
+TRAINERS = ("kohya", "musubi", "diffusion-pipe")
+_OF_DATASET = " of a dataset"
 
 
 def option_records() -> list[dict[str, Any]]:
@@ -39,9 +43,17 @@ def group_titles() -> dict[str, str]:
 
 
 def search(records: Iterable[Mapping[str, Any]], words: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The records in which every word occurs: in the key, the help, the choices or the group."""
+    """The records in which every word occurs: in the key, its names elsewhere, the help, the choices or the group.
+
+    Those in whose keys every word begins a word come first.
+    """
     wanted = [word.lower().lstrip("-").replace("-", "_") for word in words]
-    return [record for record in records if all(word in _haystack(record) for word in wanted)]
+    matching = [record for record in records if all(word in _haystack(record) for word in wanted)]
+    return sorted(matching, key=lambda record: not all(_begins(word, record["key"]) for word in wanted))
+
+
+def _begins(word: str, key: str) -> bool:
+    return f"_{word}" in f"_{key.replace('.', '_')}"
 
 
 def value_text(value: Any) -> str:
@@ -74,7 +86,19 @@ def limits_text(record: Mapping[str, Any]) -> str:
 
 def _haystack(record: Mapping[str, Any]) -> str:
     parts = (record["key"], record["help"], record["group"], *record["choices"], *record["later_choices"])
+    if record["other_names"]:
+        parts += (*record["other_names"], *TRAINERS)
     return " ".join(parts).lower() + " " + " ".join(parts).lower().replace("-", "_")
+
+
+def _other_names(key: str, *, of_dataset: bool) -> list[str]:
+    """What other trainers call an option, and what it was called before."""
+    name = key.rpartition(".")[2]
+    return [
+        other
+        for other, ours in (*MUSUBI.items(), *RENAMED.items())
+        if (_OF_DATASET in ours) == of_dataset and name in re.findall(r"\w+", ours.partition(_OF_DATASET)[0])
+    ]
 
 
 def _record(key: str, declared: Declared, among: dict[str, Declared]) -> dict[str, Any]:
@@ -91,6 +115,7 @@ def _record(key: str, declared: Declared, among: dict[str, Declared]) -> dict[st
         "to_come": coming(declared, among),
         "needs": in_words(declared.conditions) or None,
         "comfort": declared.comfort,
+        "other_names": _other_names(key, of_dataset=among is not catalogue()),
         "restart_safe": declared.restart_safe,
         "secret": declared.secret,
         "help": declared.help,

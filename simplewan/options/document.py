@@ -109,7 +109,8 @@ def _foreign() -> str:
     lines = [
         "## Keys of other trainers\n",
         f"Older names of SimpleTuner are read: {', '.join(f'`{old}` as `{new}`' for old, new in RENAMED.items())}.\n",
-        f"musubi-tuner's names are answered with ours: {', '.join(f'`{old}` {new}' for old, new in MUSUBI.items())}.\n",
+        f"Names of kohya, musubi-tuner and diffusion-pipe are answered with ours: "
+        f"{', '.join(f'`{old}` {new}' for old, new in MUSUBI.items())}.\n",
         "SimpleTuner's keys without a use here are answered with the reason, and do no harm:\n",
         "| key | why it is not used |",
         "|---|---|",

@@ -1,8 +1,8 @@
 """Keys of other trainers: what they are called here, or why there is no use for them.
 
 Pure data, imports nothing. SimpleTuner's keys without a use are answered with the reason and do no harm (FOREIGN), its
-older names are read as the present ones (RENAMED, SWITCHES); musubi-tuner's names lead to the fix (MUSUBI,
-MUSUBI_DATASET).
+older names are read as the present ones (RENAMED, SWITCHES). Names of kohya, musubi-tuner and diffusion-pipe lead to
+the fix: the option that is meant (MUSUBI, MUSUBI_DATASET), or why there is none (WITHOUT_OPTION).
 """
 
 from __future__ import annotations
@@ -196,6 +196,32 @@ _SWITCHES = {
     "flow_use_beta_schedule": ("flow_sampling", "beta"),
 }
 _MUSUBI = {
+    "adapter": "lora_type",
+    "base_model": "pretrained_model_name_or_path",
+    "betas": "adam_beta1 and adam_beta2",
+    "ckpt_path": "pretrained_model_name_or_path",
+    "compile": "dynamo_backend",
+    "dtype": "mixed_precision",
+    "epochs": "num_train_epochs",
+    "full_bf16": "mixed_precision",
+    "full_fp16": "mixed_precision",
+    "gradient_clipping": "max_grad_norm",
+    "instance_data_root": "instance_data_dir of a dataset, in the dataset file (data_backend_config)",
+    "llm_path": "pretrained_t5_model_name_or_path",
+    "lr": "learning_rate",
+    "max_data_loader_n_workers": "dataloader_prefetch_qlen",
+    "micro_batch_size_per_gpu": "train_batch_size",
+    "rank": "lora_rank",
+    "reg_data_dir": "is_regularisation_data of a dataset",
+    "shift": "flow_schedule_shift",
+    "timestep_sample_method": "flow_sampling",
+    "torch_compile": "dynamo_backend",
+    "train_data_dir": "instance_data_dir of a dataset, in the dataset file (data_backend_config)",
+    "transformer_dtype": "base_model_default_dtype",
+    "unet_lr": "learning_rate",
+    "video_clip_mode": 'extraction of a dataset\'s "video"',
+    "warmup_steps": "lr_warmup_steps",
+    "weight_decay": "adam_weight_decay",
     "batch_size": "train_batch_size",
     "blocks_to_swap": "enable_group_offload",
     "cache_directory": "cache_dir",
@@ -237,9 +263,8 @@ _MUSUBI = {
     "target_frames": 'num_frames of a dataset\'s "video"',
     "video_directory": "instance_data_dir of a dataset",
     "num_frames": 'num_frames of a dataset\'s "video"',
-    "offload_inactive_dit": "enable_model_cpu_offload",
+    "offload_inactive_dit": "idle_expert",
     "optimizer_type": "optimizer",
-    "output_name": "tracker_run_name",
     "resume": "resume_from_checkpoint",
     "sample_at_first": "disable_benchmark",
     "sample_every_n_epochs": "validation_epoch_interval",
@@ -250,17 +275,32 @@ _MUSUBI = {
     "save_last_n_steps": "checkpoints_total_limit",
     "save_state": "checkpoint_step_interval",
     "save_steps": "checkpoint_step_interval",
-    "sdpa": "attention_mechanism",
     "t5": "pretrained_t5_model_name_or_path",
     "task": "model_flavour",
     "timestep_bucketing": "num_timestep_buckets",
     "timestep_sampling": "flow_sampling",
     "vae": "pretrained_vae_model_name_or_path",
-    "vae_cache_cpu": "offload_during_startup",
     "video_length": "validation_num_video_frames",
     "video_size": "validation_resolution",
     "wandb_run_name": "tracker_run_name",
     "weighting_scheme": "flow_weighting",
+}
+_ATTENTION = "leave it out: attention runs through torch's scaled_dot_product_attention"
+_CACHED = "leave it out: latents and text embeddings are always cached on the disk, below cache_dir"
+_PARTS = "leave it out: text encoder and VAE are on the device only while they encode"
+_WITHOUT_OPTION = {
+    **dict.fromkeys(("flash3", "flash_attn", "sage_attn", "sdpa", "split_attn", "xformers"), _ATTENTION),
+    **dict.fromkeys(("cache_latents", "cache_latents_to_disk"), _CACHED),
+    **dict.fromkeys(("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"), _CACHED),
+    **dict.fromkeys(("lowvram", "vae_cache_cpu"), _PARTS),
+    "min_snr_gamma": f"leave it out: {_DDPM}",
+    "network_train_unet_only": "leave it out: only the transformer is trained",
+    "output_name": "name the folder with output_dir; the LoRA in it is called pytorch_lora_weights.safetensors",
+    "persistent_data_loader_workers": "leave it out: dataloader_prefetch reads batches in a thread that stays",
+    "pipeline_stages": "leave it out: a model is not split over GPUs",
+    "preserve_distribution_shape": "leave it out: min_timestep and max_timestep cut it and keep its shape",
+    "save_model_as": "leave it out: weights are written as safetensors",
+    "text_encoder_lr": f"leave it out: {_TEXT}",
 }
 _MUSUBI_DATASET = {
     "batch_size": "write train_batch_size in config.json",
@@ -285,5 +325,6 @@ SWITCHES = MappingProxyType(_SWITCHES)
 FOREIGN = MappingProxyType(_FOREIGN)
 FOREIGN_DATASET = MappingProxyType(_FOREIGN_DATASET)
 RENAMED = MappingProxyType(_RENAMED)
+WITHOUT_OPTION = MappingProxyType(_WITHOUT_OPTION)
 MUSUBI_DATASET = MappingProxyType(_MUSUBI_DATASET)
 MUSUBI = MappingProxyType({name: ours for name, ours in _MUSUBI.items() if name != ours})

@@ -5,7 +5,7 @@ Imports the catalogue and the sources. Only a value that was given, that is on, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from simplewan.errors import Problem
@@ -67,6 +67,11 @@ def requests(declared: Declared, value: Any, path: str, *, where: str) -> Iterat
                 message=f"is still to come: {declared.later_choices[item]}",
                 fix=f"what works now: {', '.join(declared.choices)}",
             )
+
+
+def told_of(later: Iterable[Problem], keys: Collection[str] | bool) -> list[Problem]:
+    """What is to come of `keys`; True stands for all of it, False for none."""
+    return [problem for problem in later if (keys if isinstance(keys, bool) else problem.key in keys)]
 
 
 def settle(

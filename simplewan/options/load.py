@@ -23,12 +23,12 @@ from simplewan.options.datasets import INHERITED, DatasetOptions
 from simplewan.options.declare import Group
 from simplewan.options.experts import facts_of
 from simplewan.options.first_frames import check_eval_dataset, check_first_frames, check_image_embeds
-from simplewan.options.later import settle
+from simplewan.options.later import settle, told_of
 from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
 from simplewan.options.prompts import Library, read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings, Given, Override, gather, read_json
-from simplewan.options.written import DATASETS, as_saved
+from simplewan.options.written import DATASETS, as_saved, is_record
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def load(
     placeholders: Mapping[str, str] | None = None,
     unprepared: Collection[str] = (),
     training: bool = True,
-    later_too: bool = False,
+    later_too: Collection[str] | bool = False,
 ) -> Loaded:
     """Read everything; defaults < JSON < environment < command line.
 
@@ -65,7 +65,7 @@ def load(
     are looked for beside the configuration file too. `placeholders` maps names to what `{name}` stands for; below those
     in `unprepared` no file is looked for yet. `training` False is for commands that only render: the dataset file is
     not looked for, `datasets` is empty, and what only training needs is not checked. Raises UserError with every
-    problem of every file; beside them, with `later_too`, what is still to come.
+    problem of every file; beside them what is still to come of the keys in `later_too` (True is all).
     """
     findings = Findings()
     paths = Paths(base=base, beside=config_file.parent if config_file else None, unprepared=unprepared)
@@ -92,7 +92,7 @@ def load(
     facts = facts_of(flavour or find_flavour(DEFAULT_FLAVOUR))
     replaced = settle({**options.flat(), **facts}, found, catalogue(), findings=findings)
     if findings.problems or flavour is None:
-        raise UserError(*_unique([*findings.problems, *(findings.later if later_too else ())]))
+        raise UserError(*_unique([*findings.problems, *told_of(findings.later, later_too)]))
     resolved = _resolved(options, found, entries)
     final = _finish(options, replaced, paths)
     return Loaded(
@@ -115,9 +115,12 @@ def _read_config(path: Path | None, findings: Findings) -> dict[str, Any] | None
         return {}
     before = len(findings.problems)
     content = read_json(path, findings)
-    if isinstance(content, dict):
+    if isinstance(content, dict) and not is_record(content):
         return content
-    if len(findings.problems) == before:
+    if isinstance(content, dict):
+        fix = "give the config.json that the run began with"
+        findings.problem(str(path), "is the record of a run, not a configuration", fix=fix)
+    elif len(findings.problems) == before:
         findings.problem(str(path), "is not an object of keys and values")
     return None
 

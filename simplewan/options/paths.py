@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simplewan.options.declare import Group
-from simplewan.options.sources import Findings, below_placeholder
+from simplewan.options.sources import Findings, below_placeholder, holds_token
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 
@@ -62,7 +62,12 @@ class Paths:
             return
         found = self(path)
         if not found.exists():
-            findings.problem(where, "is not there", key=key, value=str(raw))
+            # What stands for a placeholder is not shown: it may be a secret.
+            told = path.expanduser().is_absolute() or holds_token(raw)
+            fix = (
+                "" if told else f"relative paths count from {self(Path()).resolve()}: {found.resolve()} was looked for"
+            )
+            findings.problem(where, "is not there", key=key, value=str(raw), fix=fix)
         elif not found.is_dir():
             findings.problem(where, "is not a folder", key=key, value=str(raw))
 

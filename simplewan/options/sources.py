@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from simplewan.errors import Problem
 from simplewan.events import Notice
-from simplewan.options.catalogue import catalogue, dataset_catalogue
-from simplewan.options.foreign import FOREIGN, MUSUBI, RENAMED, SWITCHES
+from simplewan.options.catalogue import catalogue, dataset_catalogue, nothing_yet
+from simplewan.options.foreign import FOREIGN, MUSUBI, RENAMED, SWITCHES, WITHOUT_OPTION
 
 COMMAND_LINE = "command line"
 PREFIX = "SIMPLEWAN_"
@@ -170,15 +170,23 @@ def _known(given: Given, findings: Findings) -> Given | None:
 
 def unknown_key(given: Given, key: str) -> Problem:
     """The problem of a key that nobody knows, with the key that was meant if that can be told."""
-    if key in MUSUBI:
-        fix = f"did you mean {MUSUBI[key]}?"
+    if key in WITHOUT_OPTION:
+        fix = WITHOUT_OPTION[key]
+    elif key in MUSUBI:
+        fix = _meaning(MUSUBI[key])
     elif key in dataset_catalogue() or f"video.{key}" in dataset_catalogue():
         fix = "it is a key of a dataset: put it in the dataset file (data_backend_config)"
     elif meant := did_you_mean(key, (*catalogue(), *RENAMED, *MUSUBI)):
-        fix = f"did you mean {RENAMED.get(meant, MUSUBI.get(meant, meant))}?"
+        fix = _meaning(RENAMED.get(meant, MUSUBI.get(meant, meant)))
     else:
         fix = "`simpletuner options WORD` searches the list"
     return Problem(where=given.where, key=key, message="is not an option", fix=fix)
+
+
+def _meaning(name: str) -> str:
+    """The question for an option, which says so where nothing of it works yet."""
+    declared = catalogue().get(name)
+    return f"did you mean {name}?" + (" It is still to come" if declared and nothing_yet(declared, catalogue()) else "")
 
 
 def _from_environment(environ: Mapping[str, str], findings: Findings) -> Iterable[Given]:

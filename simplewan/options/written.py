@@ -31,6 +31,11 @@ def as_saved(found: Mapping[str, Given], group: BaseModel, among: Mapping[str, D
     return saved
 
 
+def is_record(content: Mapping[str, Any]) -> bool:
+    """Whether a file holds what was saved with a run: its datasets beside its options, which no configuration has."""
+    return isinstance(content.get(DATASETS), list) and content.keys() - {DATASETS} <= catalogue().keys()
+
+
 def _unexpanded(raw: Any, value: Any, dumped: Any) -> Any:
     """`dumped`, with what was written as a path or with a token in it as it was written."""
     if holds_token(raw) or (isinstance(raw, str) and isinstance(value, Path)):
