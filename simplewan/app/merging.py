@@ -77,22 +77,12 @@ def _wrong_expert(group: list[Ready], place: Source, path: Path, request: Reques
 
 
 def _told_expert(path: Path) -> str | None:
-    """The expert that a transformer tells to be, as `recognise` knows it, else by where diffusers puts the two.
-
-    A folder named transformer is the high-noise expert only beside a transformer_2: other models have one, too.
-    """
-    path = path.absolute()  # "." has no name
+    """The expert that a transformer tells to be."""
     try:
-        found = recognise(path)
+        found = recognise(path.absolute())  # "." has no name
     except (OSError, ValueError):  # what is not there or damaged is told where it is opened
         return None
-    if found is not None and found.expert is not None:
-        return found.expert
-    folder = path if path.is_dir() else path.parent
-    if folder.name == EXPERT_SUBFOLDER[LOW]:
-        return LOW
-    beside = folder.with_name(EXPERT_SUBFOLDER[LOW])
-    return HIGH if folder.name == EXPERT_SUBFOLDER[HIGH] and beside.is_dir() else None
+    return None if found is None else found.expert
 
 
 def _has_two_experts(place: Source, request: Request, ready: Ready) -> bool:
