@@ -18,6 +18,7 @@ from simplewan.app.context import Context
 from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, name_a_checkpoint, read_all
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
+from simplewan.app.settled import recorded
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
 from simplewan.checkpoints.store import RESOLVED
@@ -94,7 +95,7 @@ def run_record(output: Path) -> dict[str, Any]:
 
 def recorded_boundary(output: Path) -> float | None:
     """The sigma at which the experts of the run in `output` change, if its record tells."""
-    own = run_record(output).get("timestep_boundary")
+    own = recorded(output).get("boundary") or run_record(output).get("timestep_boundary")
     return own / 1000 if isinstance(own, int | float) else None
 
 
