@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import start, write_run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny_model
+from tiny import tiny_pipeline
+
+from simplewan.flavours import FLAVOURS
 
 pytestmark = pytest.mark.usefixtures("apart", "fresh_accelerator")
 QUICK = ("mixed_precision=no", "vae_dtype=fp32", "validation_resolution=48x32", "validation_num_video_frames=5")
@@ -19,7 +23,10 @@ LOW_FILE = "pytorch_lora_weights_low_noise.safetensors"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("boundaries") / "model", two_experts=True)
+    """A model that says of itself what its flavour does."""
+    folder = tmp_path_factory.mktemp("boundaries") / "model"
+    tiny_pipeline(two_experts=True, boundary=0.6).save_pretrained(folder)
+    return folder
 
 
 def train(model: Path, folder: Path, *words: str) -> int:
@@ -86,3 +93,37 @@ def test_files_tell_it_and_those_that_disagree_are_told(
     for strange in ({"boundary": "x"}, {"boundary": "7"}, {"model_flavour": "i2v-mini"}):
         file = retold(f"out/{LOW_FILE}", "strange_low_noise.safetensors", **strange)
         assert sampled(capfd, *base, *QUICK, STEPS, "prompt=a cat", f"adapter={file}")[1] == 600
+
+
+def test_a_full_fine_tune_keeps_the_default_that_it_was_trained_with(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(model, tmp_path, "model_type=full") == 0
+    monkeypatch.setitem(FLAVOURS, "t2v-mini-low", replace(FLAVOURS["t2v-mini-low"], boundary=0.9))
+    _, boundary, said = sampled(capfd, "--config", "config.json")
+    assert boundary == 600 and "timestep_boundary is 600, as these weights were trained" in said
+
+
+def test_a_folder_with_a_boundary_of_its_own_is_told(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"pretrained_model_name_or_path={model}", *QUICK, STEPS, "prompt=a cat")
+    _, boundary, said = sampled(capfd, *words)
+    assert boundary == 875 and "model_flavour is t2v-a14b-2.2, by the two experts" in said and "trains one" not in said
+    remark = "model_index.json in "
+    assert f"{remark}{model} says 0.6" in said and "but 0.875 is used" in said and "timestep_boundary=0.6 takes" in said
+    for own in (("model_flavour=t2v-mini",), ("timestep_boundary=0.6",), ("timestep_boundary=0.5",)):
+        assert remark not in sampled(capfd, *words, *own)[2]
+    capfd.readouterr()
+    for flavour, told in (("t2v-a14b-2.2-low", True), ("t2v-mini-low", False)):
+        shutil.rmtree("out", ignore_errors=True)
+        assert train(model, tmp_path, f"model_flavour={flavour}", "validation_disable=true") == 0
+        assert (remark in capfd.readouterr().err) == told
+    # Weights that tell where they changed in training need no such word.
+    low = (
+        "--config",
+        "config.json",
+        "model_flavour=t2v-a14b-2.2",
+        f"adapter={retold(f'out/{LOW_FILE}', 'low_noise.safetensors', model_flavour='t2v-a14b-2.2')}",
+    )
+    assert remark not in sampled(capfd, *low)[2]

@@ -25,7 +25,7 @@ from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_text
 from simplewan.app.validating import collect, without_pictures
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, run_record
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError, counted
-from simplewan.events import Emitter, ErrorHappened, SampleRendered
+from simplewan.events import Emitter, ErrorHappened, Notice, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER, other_model
 from simplewan.models.wan.checking import check_files
 from simplewan.models.wan.sources import present_experts, source
@@ -84,6 +84,8 @@ def sample(loaded: Loaded, request: Request) -> Outcome:
             for notice in loaded.notices:
                 if notice.severity != "info":  # the others concern training, and were said then
                     emit(notice)
+            if loaded.inferred is not None:
+                emit(Notice(loaded.inferred))
             context = Context(loaded, request.output, emit, signals, make_accelerator(loaded.options, emit))
             with ExitStack() as claims:
                 failed = _sample(context, request, outcome.clips, claims)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from simplewan.app.boundaries import boundary_remark
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.hooks import EvalHook, FinishHook, Recorded, SaveHook, ValidationHook
@@ -80,6 +81,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     for notice in loaded.notices:
         emit(notice)
     if remark := size_remark(options.model, loaded.flavour):
+        emit(Notice(remark, severity="warning"))
+    if remark := boundary_remark(loaded):
         emit(Notice(remark, severity="warning"))
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
     resume = find_resume(checkpoints, loaded, output=output, emit=emit)
