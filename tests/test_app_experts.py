@@ -148,6 +148,17 @@ def test_the_files_speak_of_their_own_expert(run: Run, tmp_path: Path) -> None:
     assert all((role == "high") == above for role, above in sides)
 
 
+@pytest.mark.parametrize(("words", "boundary"), [(("timestep_boundary=500",), "0.5"), ((), "0.875")])
+def test_the_files_tell_where_the_experts_of_their_run_change(
+    words: tuple[str, ...], boundary: str, run: Run, tmp_path: Path
+) -> None:
+    assert run("out", BOTH, "max_train_steps=2", "expert_run_steps=1", "expert_share=0.5", *words) == 0
+    for place in ("out", "out/checkpoint-2"):
+        for role in COUNTS:
+            with safe_open(tmp_path / place / f"pytorch_lora_weights_{role}_noise.safetensors", "pt") as file:
+                assert file.metadata()["boundary"] == boundary
+
+
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process be interrupted when `step` is done."""
     after_step = SaveHook.after_step

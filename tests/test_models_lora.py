@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline, tiny_transformer
 
 from simplewan.errors import UserError
+from simplewan.flavours import find_flavour
 from simplewan.models.lora.approximate import as_lora
 from simplewan.models.lora.attach import attach_changes
 from simplewan.models.lora.change import LORA, WHOLE, Change
@@ -170,6 +171,22 @@ def test_metadata_of_a_source_are_kept_but_for_those_of_its_own_format() -> None
     old = {"author": "me", "lora_adapter_metadata": "{}", "alpha": "2", "rank": "8", "lora_format": "theirs"}
     told = describe(old, [Change("blocks.0.attn1.to_q", LORA, pair)], text="ours", expert="low", flavour=None)
     assert told == {"author": "me", "format": "pt", "lora_format": "ours", "expert": "low_noise", "rank": "4"}
+
+
+def test_what_a_source_tells_of_its_training_wins_over_its_flavour() -> None:
+    flavour = find_flavour("t2v-mini-low")
+    changes = [Change("blocks.0.attn1.to_q", LORA, {"down": torch.ones(4, 32), "up": torch.ones(32, 4)})]
+
+    def told(**old: str) -> tuple[str | None, str | None]:
+        found = describe(old, changes, text="ours", expert="low", flavour=flavour)
+        return found.get("boundary"), found.get("shift")
+
+    assert told(model_flavour="t2v-mini-low", boundary="0.5", shift="2.0") == ("0.5", "2.0")
+    assert told(model_flavour="t2v-mini-low", boundary="0.5") == (
+        "0.5",
+        None,
+    )  # trained with a shift for each resolution
+    assert told() == ("0.6", "5.0")
 
 
 def test_the_doctor_sees_when_diffusers_makes_another_product_of_a_pair() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simplewan.app.context import Context
-from simplewan.app.roles import Expert, training_shift
+from simplewan.app.roles import Expert, boundary, training_shift
 from simplewan.data.atomic import atomic_folder
 from simplewan.errors import TrainingFailure
 from simplewan.flavours import EXPERT_SUBFOLDER
@@ -42,6 +42,7 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
         alpha=adapter_alpha(adapter),
         base_model=_base_name(context.options.model.pretrained_model_name_or_path or flavour.repository),
         shift=None if context.options.flow.flow_schedule_auto_shift else training_shift(context),
+        boundary=boundary(context),
         step=step,
         targets=list(adapter.lora_targets),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from simplewan.app.idle import IdleExperts
 from simplewan.app.resume import mark_finished
 from simplewan.app.roles import Expert
 from simplewan.app.scaling import LossScales
+from simplewan.app.settled import SETTLED
 from simplewan.batches.batch import Batch
 from simplewan.checkpoints import CheckpointStore
 from simplewan.errors import TrainingFailure
@@ -41,7 +43,9 @@ class SaveHook:
         recorded: Recorded,
         idle: IdleExperts,
         scales: LossScales,
+        settled: Mapping[str, Any],
     ) -> None:
+        self._settled = settled
         self._context, self._checkpoints, self._idle, self._scales = context, checkpoints, idle, scales
         self._roles, self._experts = roles, experts
         self._planned = frozenset(planned)
@@ -68,6 +72,8 @@ class SaveHook:
             _refuse_not_finite(name, parts[f"{name}.weights"], step)
         parts |= self._scales.parts()
         parts["run"] = {"step": step} | ({"idle_expert": self._idle.place} if self._idle.place else {})
+
+        parts[SETTLED] = self._settled
 
         def add_loras(folder: Path) -> None:
             export_loras(self._context, self._experts, folder, step=step)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simplewan.app.settled import FIX, differences, recorded, told_by_options
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import write_json
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
-from simplewan.flavours import Flavour
-from simplewan.options import changed_keys
+from simplewan.options import Loaded, changed_keys
 from simplewan.options.experts import facts_of
 
 FINISHED = "finished.json"
@@ -40,17 +40,17 @@ class Resume:
 
 def find_resume(
     checkpoints: CheckpointStore,
+    loaded: Loaded,
     *,
-    wanted: str,
-    resolved: Mapping[str, Any],
-    flavour: Flavour,
     output: Path,
     emit: Emit,
 ) -> Resume | None:
     """The checkpoint to resume from, None to start anew.
 
-    Raises UserError naming every key that differs from the checkpoint's configuration and must not.
+    Raises UserError naming every key that differs from the checkpoint's configuration and must not, and base weights
+    that are other ones.
     """
+    wanted, resolved, flavour = loaded.options.run.resume_from_checkpoint, loaded.resolved, loaded.flavour
     found = checkpoints.find(wanted)
     if found is None:
         if wanted == "none" and (there := checkpoints.steps()):
@@ -64,20 +64,21 @@ def find_resume(
         return None
     path, step = found
     record = json.loads((path / RESOLVED).read_text(encoding="utf-8"))
-    changed = changed_keys(record, dict(resolved), facts_of(flavour))
-    if changed:
-        raise UserError(
-            *(
-                Problem(
-                    f"{path.name} in {output}",
-                    f"was {_value(record, key)} when it was saved",
-                    key=key,
-                    value=_value(resolved, key),
-                    fix="put the old value back, or choose another output_dir for a new run",
-                )
-                for key in changed
-            )
+    before, where = recorded(path), f"{path.name} in {output}"
+    changed = told_by_options(changed_keys(record, dict(resolved), facts_of(flavour)), before)
+    problems = [
+        Problem(
+            where,
+            f"was {_value(record, key)} when it was saved",
+            key=key,
+            value=_value(resolved, key),
+            fix=f"put the old value back, {FIX}",
         )
+        for key in changed
+    ]
+    problems += differences(before, loaded, changed=changed, where=where)
+    if problems:
+        raise UserError(*problems)
     emit(Notice(f"resuming from {path.name}{_permitted_changes(record, resolved)}"))
     return Resume(path, step, flavour.trained_experts)
 

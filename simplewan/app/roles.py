@@ -31,6 +31,7 @@ from simplewan.models.wan.forward import WanForward
 from simplewan.models.wan.loading import load_transformer
 from simplewan.objectives.distributions import Sampling
 from simplewan.objectives.supervised import Loss, Predict, SupervisedFlowMatching
+from simplewan.options import Loaded
 from simplewan.options.experts import adapter_of, key_of, learning_rate_of
 from simplewan.training.optimizers import LION_BETAS, MUON_BETAS, OptimizerSettings, make_optimizer
 from simplewan.training.roles import Role
@@ -49,7 +50,7 @@ class Expert:
     base_predict: Predict | None = None
 
 
-def boundary(context: Context) -> float | None:
+def boundary(context: Context | Loaded) -> float | None:
     """The sigma at and above which the high-noise expert acts: the user's, else the flavour's; None with one expert."""
     own = context.options.flow.timestep_boundary
     return context.flavour.boundary if own is None or context.flavour.boundary is None else own / 1000
@@ -65,7 +66,7 @@ def sigma_bounds(context: Context, expert: str) -> tuple[float, float]:
     return max(low, flow.min_timestep / 1000), min(high, flow.max_timestep / 1000)
 
 
-def training_shift(context: Context) -> float:
+def training_shift(context: Context | Loaded) -> float:
     """The shift of training: the user's, else the flavour's, else none (1)."""
     shift = context.options.flow.flow_schedule_shift
     return (context.flavour.training_shift or 1.0) if shift is None else shift

@@ -7,7 +7,6 @@ after clip, each written as soon as it is rendered, so that an interrupt loses o
 from __future__ import annotations
 
 import fcntl
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,15 +17,15 @@ from typing import Any
 
 import torch
 
+from simplewan.app.boundaries import rendering_boundary
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
 from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
 from simplewan.app.validating import collect, without_pictures
-from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
-from simplewan.checkpoints.store import RESOLVED
+from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, run_record
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError, counted
-from simplewan.events import Emitter, ErrorHappened, SampleRendered
+from simplewan.events import Emitter, ErrorHappened, Notice, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER, other_model
 from simplewan.models.wan.checking import check_files
 from simplewan.models.wan.sources import present_experts, source
@@ -85,6 +84,8 @@ def sample(loaded: Loaded, request: Request) -> Outcome:
             for notice in loaded.notices:
                 if notice.severity != "info":  # the others concern training, and were said then
                     emit(notice)
+            if loaded.inferred is not None:
+                emit(Notice(loaded.inferred))
             context = Context(loaded, request.output, emit, signals, make_accelerator(loaded.options, emit))
             with ExitStack() as claims:
                 failed = _sample(context, request, outcome.clips, claims)
@@ -105,6 +106,8 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
     weights = wanted_weights(context, request)
     experts = acting_experts(context, weights)
     settings = render_settings(context, prompts, folder=request.output, experts=experts)
+    if settings.boundary is not None:
+        settings = replace(settings, boundary=rendering_boundary(context, weights))
     note = expert_note(context, settings)
     pictures = wanted_pictures(context, settings, request)
     _make_folder(request.output)
@@ -210,10 +213,7 @@ def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
 
 def trained_fully(context: Context, run: Path) -> bool:
     """Whether the run was a full fine-tune, by its own record. Raises UserError when that speaks of another model."""
-    try:
-        record = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = run_record(run)
     if (other := other_model(record, context.flavour)) is not None:
         message = f"has trained {other.name}, which is another model than {context.flavour.name}"
         fix = f"model_flavour={other.name}, or adapter=none for the base model"

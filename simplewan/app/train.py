@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from simplewan.app.boundaries import boundary_remark
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.hooks import EvalHook, FinishHook, Recorded, SaveHook, ValidationHook
@@ -18,10 +19,12 @@ from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
 from simplewan.app.roles import Expert, load_expert, make_role
 from simplewan.app.scaling import LossScales
+from simplewan.app.settled import FILE as SETTLED_FILE
+from simplewan.app.settled import settled
 from simplewan.app.starts import check_adapters
 from simplewan.app.validating import draw_histogram, make_validator
 from simplewan.checkpoints import CheckpointStore, OutputLock
-from simplewan.checkpoints.files import remove_leftovers
+from simplewan.checkpoints.files import remove_leftovers, write_json
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, TrainingFailure
 from simplewan.events import ErrorHappened, Notice, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER
@@ -79,15 +82,10 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
         emit(notice)
     if remark := size_remark(options.model, loaded.flavour):
         emit(Notice(remark, severity="warning"))
+    if remark := boundary_remark(loaded):
+        emit(Notice(remark, severity="warning"))
     checkpoints = CheckpointStore(output, limit=options.checkpoints.checkpoints_total_limit or 0, emit=emit)
-    resume = find_resume(
-        checkpoints,
-        wanted=options.run.resume_from_checkpoint,
-        resolved=loaded.resolved,
-        flavour=loaded.flavour,
-        output=output,
-        emit=emit,
-    )
+    resume = find_resume(checkpoints, loaded, output=output, emit=emit)
     start = resume.step if resume else 0
     # Before the log is cut: a kill in between must not leave the log of one run beside the checkpoints of another.
     checkpoints.set_aside_after(start)
@@ -107,6 +105,8 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
         scales = LossScales(context.accelerator.scaler, context.flavour.trained_experts)
         experts, roles = build_roles(context, prepared, idle, scales, checkpoints=checkpoints, resume=resume)
+        base = settled(loaded)
+        write_json(output / SETTLED_FILE, base)
         draw_histogram(context, experts, prepared.fetch.gathered, step=start)
         saving = SaveHook(
             context,
@@ -118,6 +118,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             recorded=recorded,
             idle=idle,
             scales=scales,
+            settled=base,
         )
         watching = watching_hooks(context, prepared, idle, experts=experts, recorded=recorded)
         hooks = [saving, *watching, FinishHook(context, experts=experts)]

@@ -6,9 +6,11 @@ Nothing is written: a run may be under way in the folder that is looked at.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,8 +18,10 @@ from simplewan.app.context import Context
 from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, no_lora_in, read_all
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
+from simplewan.app.settled import recorded
 from simplewan.checkpoints import CheckpointStore
 from simplewan.checkpoints.files import read_part
+from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
@@ -45,12 +49,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Weights:
-    """What an expert gets: LoRA files, or all of its weights (a transformer's folder, or a checkpoint's)."""
+    """What an expert gets: LoRA files, or all of its weights (a transformer's folder, or a checkpoint's).
+
+    `boundary` is the sigma at which the experts changed in the run that trained them, if its record tells.
+    """
 
     loras: tuple[LoraFile, ...] = ()
     transformer: Path | None = None
     checkpoint: Stored | None = None
     step: int | None = None
+    boundary: float | None = None
 
     def __str__(self) -> str:
         places = [str(place) for place in (*self.loras, self.transformer, self.checkpoint) if place is not None]
@@ -69,9 +77,26 @@ def find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> d
     """
     for _ in range(2):
         with contextlib.suppress(_Vanished):
-            return _find_trained(output, flavour, full=full, emit=emit)
+            found = _find_trained(output, flavour, full=full, emit=emit)
+            boundary = recorded_boundary(output)
+            return {expert: replace(weights, boundary=boundary) for expert, weights in found.items()}
     fix = "run it again"
     raise UserError(Problem(str(output), "its checkpoints are removed faster than they can be read", fix=fix))
+
+
+def run_record(output: Path) -> dict[str, Any]:
+    """The options of the run in `output`; {} where they cannot be read."""
+    try:
+        record = json.loads((output / RESOLVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def recorded_boundary(output: Path) -> float | None:
+    """The sigma at which the experts of the run in `output` change, if its record tells."""
+    own = recorded(output).get("boundary") or run_record(output).get("timestep_boundary")
+    return own / 1000 if isinstance(own, int | float) else None
 
 
 def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> dict[str, Weights]:

@@ -87,6 +87,7 @@ def _inferred(
         return None
     if result.source is not None:
         findings.inform(result.announcement)
+        findings.inferred = result.told
     return result.flavour
 
 

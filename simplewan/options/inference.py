@@ -50,16 +50,20 @@ class Inferred:
 
     @property
     def announcement(self) -> str:
-        """What a person should read of it."""
+        """What a person should read of it who trains."""
         name = self.flavour.name
-        if self.source is None:
-            return f"model_flavour is not set, nor is a model named: {name}"
-        parts = [f"model_flavour is {name}, by {self.source}"]
-        if self.assumed:
-            parts.append(self.assumed)
-        if self.flavour.boundary is not None and self.flavour.stage is None:
+        parts = [self.told]
+        if self.source is not None and self.flavour.boundary is not None and self.flavour.stage is None:
             parts.append(f"both experts are trained; {name}-high or {name}-low trains one")
         return "; ".join(parts)
+
+    @property
+    def told(self) -> str:
+        """The same, without what concerns training alone."""
+        if self.source is None:
+            return f"model_flavour is not set, nor is a model named: {self.flavour.name}"
+        told = f"model_flavour is {self.flavour.name}, by {self.source}"
+        return f"{told}; {self.assumed}" if self.assumed else told
 
 
 def infer_flavour(model: ModelOptions, paths: Paths) -> Inferred | Problem:
@@ -122,13 +126,14 @@ def _row(task: str, size: str, words: str) -> Flavour | None:
 def _of_folder(folder: Path, name: str) -> Inferred | Problem:
     """By a whole model on this machine, in either layout."""
     parts = {expert: part for expert in (HIGH, LOW) if (part := part_in(folder, _PARTS[expert])) is not None}
-    boundary = _index(folder).get("boundary_ratio")
+    boundary = model_index(folder).get("boundary_ratio")
     if not parts:
         return Inferred(FLAVOURS[DEFAULT_FLAVOUR], f"default: {name} holds no transformer")
     return _of_files(BASE, name, parts, two_experts=boundary is not None or len(parts) == 2)
 
 
-def _index(folder: Path) -> dict[str, object]:
+def model_index(folder: Path) -> dict[str, object]:
+    """What a model's folder tells of itself as a whole; {} where there is nothing."""
     try:
         content = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # what is wrong with it is told where the model is looked at

@@ -34,7 +34,7 @@ from simplewan.options.written import DATASETS, as_saved, is_record
 @dataclass(frozen=True)
 class Loaded:
     """What a run is made of. `prompt_images` are the pictures of prompts, by name; `later` lists what was asked for and
-    is still to come: `train` refuses it."""
+    is still to come: `train` refuses it. `inferred` tells of a flavour that was not set."""
 
     options: Options
     datasets: tuple[DatasetOptions, ...]
@@ -46,6 +46,7 @@ class Loaded:
     config_file: Path | None
     data_file: Path
     prompt_images: dict[str, Path] = field(default_factory=dict)
+    inferred: str | None = None
 
 
 def load(
@@ -106,6 +107,7 @@ def load(
         config_file=config_file,
         data_file=data_file,
         prompt_images=library.images,
+        inferred=findings.inferred,
     )
 
 

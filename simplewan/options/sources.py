@@ -46,11 +46,12 @@ class Given:
 
 @dataclass
 class Findings:
-    """What loading finds on its way: mistakes, announcements, features that are to come."""
+    """What loading finds on its way: mistakes, announcements, features that are to come; how it knows the flavour."""
 
     problems: list[Problem] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     later: list[Problem] = field(default_factory=list)
+    inferred: str | None = None
 
     def problem(self, where: str, message: str, *, key: str | None = None, value: Any = None, fix: str = "") -> None:
         self.problems.append(Problem(where=where, message=message, key=key, value=value, fix=fix or None))

@@ -36,9 +36,17 @@ def lora_file_name(flavour: Flavour, expert: str) -> str:
 
 
 def lora_metadata(
-    flavour: Flavour, expert: str, *, rank: int, alpha: float, base_model: str, shift: float | None, **more: Any
+    flavour: Flavour,
+    expert: str,
+    *,
+    rank: int,
+    alpha: float,
+    base_model: str,
+    shift: float | None,
+    boundary: float | None = None,
+    **more: Any,
 ) -> dict[str, str]:
-    """The file's metadata, all text; what is None is left out."""
+    """The file's metadata, all text; what is None is left out. `boundary` None is the flavour's."""
     values: dict[str, Any] = {
         "format": "pt",
         "lora_format": UNIVERSAL.text,
@@ -46,7 +54,7 @@ def lora_metadata(
         "model_flavour": flavour.name,
         "task": flavour.task,
         "expert": f"{expert}_noise" if flavour.boundary is not None else None,
-        "boundary": flavour.boundary,
+        "boundary": flavour.boundary if boundary is None else boundary,
         "shift": shift,
         "rank": rank,
         "alpha": alpha,
@@ -60,14 +68,17 @@ def describe(
 ) -> dict[str, str]:
     """The metadata of a file that is written anew: what is known of the source, the expert and the model.
 
-    What speaks of the source's own format or of its configuration in PEFT is left out.
+    What speaks of the source's own format or of its configuration in PEFT is left out. How it was trained the source
+    knows better than its flavour: boundary and shift are its own, and no shift is added to one that tells its flavour.
     """
     ranks = sorted({change.rank for change in changes} - {None})
     known: dict[str, Any] = {}
     model: dict[str, Any] = {}
     if flavour is not None:
-        known = {"base_model": flavour.repository or None, "shift": flavour.training_shift}
-        model = {"model_flavour": flavour.name, "task": flavour.task, "boundary": flavour.boundary}
+        known = {"base_model": flavour.repository or None, "boundary": flavour.boundary}
+        if "model_flavour" not in metadata:  # else a run with a shift for each resolution, which is no one shift
+            known["shift"] = flavour.training_shift
+        model = {"model_flavour": flavour.name, "task": flavour.task}
     old = {key: value for key, value in metadata.items() if key not in (ADAPTER_METADATA, "alpha", "rank")}
     fresh = {
         "format": "pt",

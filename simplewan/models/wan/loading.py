@@ -35,6 +35,7 @@ from simplewan.models.wan.sources import (
     part_config,
     part_path,
     source,
+    weights_fingerprint,
 )
 from simplewan.models.wan.tokens import make_tokenizer
 from simplewan.models.wan.weights import open_weights
@@ -54,6 +55,7 @@ __all__ = [
     "size_remark",
     "text_encoder_fingerprint",
     "transformer_configuration",
+    "transformer_fingerprint",
     "vae_fingerprint",
 ]
 
@@ -178,6 +180,11 @@ def load_image_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype)
             CLIPImageProcessor() if processor_path.is_file() else CLIPImageProcessor.from_pretrained(processor_path)
         )
         return processor, _frozen(encoder)
+
+
+def transformer_fingerprint(model: ModelSource, flavour: Flavour, part: str) -> str:
+    """`weights_fingerprint` of one expert's transformer, downloaded if need be."""
+    return weights_fingerprint(part_path(source(model, flavour, part)))
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:

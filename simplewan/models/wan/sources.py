@@ -9,13 +9,14 @@ of which only the part's files are downloaded.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import EXPERT_SUBFOLDER, Flavour
-from simplewan.headers import WEIGHT_ENDINGS, read_header
+from simplewan.headers import WEIGHT_ENDINGS, read_header, weight_files
 from simplewan.models.wan.hub import download
 from simplewan.recognition import is_original, part_in
 
@@ -220,17 +221,32 @@ def fingerprint(path: Path) -> str:
     Where the folder lies and when it was written play no role, so a copy keeps its caches.
     """
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in _HASHED_ENDINGS)
+    return _digest([("" if path.is_file() else file.name, file) for file in files], samples=2)
+
+
+def weights_fingerprint(path: Path) -> str:
+    """16 hex digits that name the weights in a folder (or single file), whatever the files are called.
+
+    Of files above 64 MiB their size and evenly spread MiB are hashed, the first (with the header) and the last among
+    them, 64 of all files together or 2 of each: other weights of the same model differ everywhere.
+    """
+    files = weight_files(path)
+    return _digest([("", file) for file in files], samples=max(2, WHOLE_FILE_BYTES // _SAMPLE_BYTES // len(files)))
+
+
+def _digest(files: Sequence[tuple[str, Path]], *, samples: int) -> str:
+    """Of names, sizes and contents; of large files `samples` MiB, evenly spread."""
     digest = hashlib.sha256()
-    for file in files:
+    for name, file in files:
         # A symbolic link of the hub's cache has its target's size.
         size = file.stat().st_size
-        digest.update(f"{'' if path.is_file() else file.name}\0{size}\0".encode())
+        digest.update(f"{name}\0{size}\0".encode())
         with file.open("rb") as stream:
             if size <= WHOLE_FILE_BYTES:
                 for block in iter(lambda: stream.read(_SAMPLE_BYTES), b""):
                     digest.update(block)
             else:
-                digest.update(stream.read(_SAMPLE_BYTES))
-                stream.seek(-_SAMPLE_BYTES, 2)
-                digest.update(stream.read(_SAMPLE_BYTES))
+                for number in range(samples):
+                    stream.seek((size - _SAMPLE_BYTES) * number // (samples - 1))
+                    digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
