@@ -108,7 +108,7 @@ class Project:
         self.events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
         work.notices = [record["message"] for record in self.events if record["type"] == "notice"]
         assert work.exit_code == 0
-        assert (output / "pytorch_lora_weights_low_noise.safetensors").exists()
+        assert (output / "pytorch_lora_weights_high_noise.safetensors").exists()
         return work
 
     def write(self) -> None:

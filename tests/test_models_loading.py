@@ -68,10 +68,9 @@ def test_bf16_keeps_what_diffusers_keeps_in_float32(folder: Path) -> None:
 
 
 def test_a_transformer_from_a_folder_without_subfolders(folder: Path, copy: Path) -> None:
+    weights = (copy / "transformer_2").rename(copy / "mine")
     model = Model(
-        str(folder),
-        pretrained_transformer_model_name_or_path=str(copy / "transformer_2"),
-        pretrained_transformer_subfolder="none",
+        str(folder), pretrained_transformer_model_name_or_path=str(weights), pretrained_transformer_subfolder="none"
     )
     loaded = load_transformer(model, MINI, "high", torch.float32)
     other = load_transformer(Model(str(folder)), LOW, "low", torch.float32)
