@@ -471,6 +471,17 @@ def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.T
     assert (latents[0] - latents[2]).abs().max() > 1e-2
 
 
+def test_two_states_of_one_run_are_warned_of(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    old, new, other = (run / "checkpoint-2/a.safetensors", run / "a.safetensors", run / "b.safetensors")
+    for seed, file in enumerate((old, new, other)):
+        write_lora(file, "high", seed=seed)
+    for files, warned in (((old, new), True), ((new, other), False)):
+        words = [f"adapter={file}" for file in files]
+        assert sample(model, "prompt=a cat", "validation_num_inference_steps=1", *words) == 0
+        assert ("are of one run: what they change adds up" in capfd.readouterr().err) == warned
+
+
 def test_a_lora_of_fewer_blocks_than_the_base_is_warned_of(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from simplewan.checkpoints.files import read_record
 from simplewan.checkpoints.store import MANIFEST, RESOLVED, CheckpointStore
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, Flavour, other_model
@@ -109,11 +109,7 @@ def _wholes(folder: Path) -> list[str]:
 
 def _trained_fully(folder: Path) -> bool:
     """Whether a run, or the run of a checkpoint, was a full fine-tune, by its own record."""
-    try:
-        record = json.loads((folder / RESOLVED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # without a record it tells nothing
-        return False
-    return isinstance(record, dict) and record.get("model_type") == "full"
+    return read_record(folder / RESOLVED).get("model_type") == "full"
 
 
 def without_expert(stem: str) -> str:

@@ -23,7 +23,9 @@ from simplewan.app.device import make_accelerator
 from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
 from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
 from simplewan.app.validating import collect, without_pictures
-from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted, run_record
+from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
+from simplewan.checkpoints.files import read_record
+from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError, counted
 from simplewan.events import Emitter, ErrorHappened, Notice, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER, other_model
@@ -213,7 +215,7 @@ def wanted_weights(context: Context, request: Request) -> dict[str, Weights]:
 
 def trained_fully(context: Context, run: Path) -> bool:
     """Whether the run was a full fine-tune, by its own record. Raises UserError when that speaks of another model."""
-    record = run_record(run)
+    record = read_record(run / RESOLVED)
     if (other := other_model(record, context.flavour)) is not None:
         message = f"has trained {other.name}, which is another model than {context.flavour.name}"
         fix = f"model_flavour={other.name}, or adapter=none for the base model"

@@ -6,13 +6,13 @@ two starts while no option does. So they are recorded in every checkpoint and be
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import isclose
 from pathlib import Path
 from typing import Any
 
 from simplewan.app.roles import boundary, training_shift
+from simplewan.checkpoints.files import read_record
 from simplewan.errors import Problem
 from simplewan.flavours import EXPERT_SUBFOLDER
 from simplewan.models.wan.loading import transformer_fingerprint
@@ -39,11 +39,7 @@ def settled(loaded: Loaded) -> dict[str, Any]:
 
 def recorded(folder: Path) -> dict[str, Any]:
     """What was settled of a checkpoint, or of the run in `folder`; {} where that was not yet recorded."""
-    try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(folder / FILE)
 
 
 def differences(record: Mapping[str, Any], loaded: Loaded, *, changed: Sequence[str], where: str) -> list[Problem]:

@@ -6,11 +6,10 @@ Nothing is written: a run may be under way in the folder that is looked at.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.app.settled import recorded
 from simplewan.checkpoints import CheckpointStore
-from simplewan.checkpoints.files import read_part
+from simplewan.checkpoints.files import read_part, read_record
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice
@@ -84,18 +83,9 @@ def find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> d
     raise UserError(Problem(str(output), "its checkpoints are removed faster than they can be read", fix=fix))
 
 
-def run_record(output: Path) -> dict[str, Any]:
-    """The options of the run in `output`; {} where they cannot be read."""
-    try:
-        record = json.loads((output / RESOLVED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def recorded_boundary(output: Path) -> float | None:
     """The sigma at which the experts of the run in `output` change, if its record tells."""
-    own = recorded(output).get("boundary") or run_record(output).get("timestep_boundary")
+    own = recorded(output).get("boundary") or read_record(output / RESOLVED).get("timestep_boundary")
     return own / 1000 if isinstance(own, int | float) else None
 
 
@@ -182,11 +172,22 @@ def assign_loras(flavour: Flavour, named: Mapping[str, Sequence[Path]], *, emit:
                     loras[expert].append(file)
     if problems:
         raise UserError(*problems)
+    for files in loras.values():
+        for one, other in combinations(files, 2):
+            if one.parent != other.parent and _run_of(one) == _run_of(other):
+                told = f"{one} and {other} are of one run: what they change adds up; name one to see that one"
+                emit(Notice(told, severity="warning"))
     return {
         expert: Weights(loras=tuple(_checked(lora, expert, flavour, emit=emit) for lora in read_all(files, read_file)))
         for expert, files in loras.items()
         if files
     }
+
+
+def _run_of(file: Path) -> Path:
+    """The folder of the run that a LoRA file, perhaps a checkpoint's, lies in."""
+    folder = file.resolve().parent
+    return folder.parent if folder.name.startswith("checkpoint-") else folder
 
 
 def _checked(lora: LoraFile, expert: str, flavour: Flavour, *, emit: Emit) -> LoraFile:

@@ -25,6 +25,15 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What a file that `write_json` wrote tells; {} where it is not there or cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def remove_leftovers(output: Path) -> list[str]:
     """Remove what killed writers left half done in an output folder, and return the names. The lock must be held.
 
