@@ -78,6 +78,7 @@ def test_a_run_is_rendered_with_the_boundary_of_its_training(
     assert "timestep_boundary" not in sampled(capfd, *config, ONE_STEP, "adapter=none")[2]
 
 
+@pytest.mark.slow
 def test_files_tell_it_and_those_that_disagree_are_told(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_full_fine_tune_keeps_the_default_that_it_was_trained_with(
     assert boundary == 600 and "timestep_boundary is 600, as these weights were trained" in said
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_boundary_of_its_own_is_told(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

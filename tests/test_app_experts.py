@@ -208,6 +208,7 @@ def test_a_changed_share_counts_the_steps_that_were_taken(
         assert rates[before[role] :] == pytest.approx(wanted[before[role] :])
 
 
+@pytest.mark.slow
 def test_another_place_may_be_taken_by_the_next_start_and_is_announced(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_checkpoints_may_be_removed_while_they_are_looked_at(
     assert clip != newest and "(step 2)" in said
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_is_used_finished_or_not(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,11 +98,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(run: Run, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("optimizer=bnb-adamw8bit", "lr_scheduler=cosine", "gradient_accumulation_steps=2"),
-        ("optimizer=optimi-lion", "learning_rate=1e-4", "grad_clip_method=value", "mixed_precision=bf16"),
-        ("gradient_checkpointing=true", "model_type=full", "learning_rate=1e-4"),
+        pytest.param(
+            ("optimizer=bnb-adamw8bit", "lr_scheduler=cosine", "gradient_accumulation_steps=2"),
+            marks=pytest.mark.slow,
+            id="adamw8bit",
+        ),
+        pytest.param(
+            ("optimizer=optimi-lion", "learning_rate=1e-4", "grad_clip_method=value", "mixed_precision=bf16"),
+            marks=pytest.mark.slow,
+            id="lion",
+        ),
+        pytest.param(("gradient_checkpointing=true", "model_type=full", "learning_rate=1e-4"), id="full"),
     ],
-    ids=["adamw8bit", "lion", "full"],
 )
 def test_resume_is_exact_with_other_settings(
     arguments: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,6 +326,7 @@ def test_an_automatic_shift_is_drawn_and_is_not_recorded_as_a_fixed_one(
         assert file.metadata()["shift"] == "5.0"
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_left_out_is_said_once_and_no_validation_is_promised(
     run: Run, example: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -357,6 +365,7 @@ def test_a_cache_that_cannot_be_made_is_a_users_error(
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_saving_names_the_last_good_checkpoint(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,6 +214,7 @@ def test_a_lora_of_an_expert_that_is_not_there_is_refused(settings: Settings, tm
         generated([Prompt(SHORT, 7)], replace(settings, folder=alone), {HIGH: tmp_path / "any"})
 
 
+@pytest.mark.slow
 def test_it_runs_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", str(folder), "--count", "2", "--steps", "2", "--sizes", "64x64", "--guidance", "2", "3"]
     sets = ["--sets", OLD_WORLD, "gimbles"]

@@ -70,6 +70,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a.to(torch.bfloat16), b.to(torch.bfloat16)) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_made_once_and_put_together(tmp_path: Path, quick: list[str]) -> None:
     folder = make.make(tmp_path / "new", jobs=2)
     first = ["cached", "decoder", "high", "i2v-high", "i2v-low", "low", "text", "ti2v-high", "vae", "vae-2.2"]
@@ -126,6 +127,7 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path: Path, quick: list[str])
     assert not quick
 
 
+@pytest.mark.slow
 def test_what_another_recipe_began_is_left_alone(
     tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
