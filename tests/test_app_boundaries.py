@@ -61,6 +61,7 @@ def retold(source: str, target: str, **metadata: str) -> str:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_run_is_rendered_with_the_boundary_of_its_training(
     kind: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -42,6 +42,7 @@ def test_an_edited_caption_encodes_one_text_and_says_which(project: Project) -> 
     assert "1 encoded" in work.notice("text:", "already cached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "components"),
     [

@@ -65,6 +65,7 @@ def test_a_run_that_outlasts_its_datasets_is_refused_before_it_starts(
     assert "end_step 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto-weighting", "uniform"])
 def test_a_run_that_is_made_longer_comes_to_later_datasets_as_a_long_one_does(mode: str, project: Project) -> None:
     project.settings |= {"max_train_steps": 12, "checkpoint_step_interval": 6, "data_backend_sampling": mode}
@@ -162,6 +163,7 @@ def test_random_crops_are_drawn_anew_in_each_epoch_and_resumed_runs_draw_the_sam
     assert fixed[5:10] != trained[5:10]
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> None:
     damage(project.file("wide", "clip-013.mp4"))
     project.settings["delete_problematic_images"] = True

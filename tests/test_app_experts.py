@@ -288,6 +288,7 @@ def test_a_share_that_nothing_tells_is_asked_for(run: Run, capfd: pytest.Capture
     assert "expert_share has to be set" in said and "from 999.9 to 1000" in said
 
 
+@pytest.mark.slow
 def test_the_share_follows_what_is_drawn_where_the_shift_follows_the_size(
     run: Run, place: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def held(runs: Runs) -> list[bool]:
     return found
 
 
+@pytest.mark.slow
 def test_ti2v_is_trained_as_text_to_video_image_to_video_or_both(runs: Runs) -> None:
     runs("ti2v", "i2v_probability=1")
     assert held(runs) == [True, True]
@@ -174,6 +175,7 @@ def begins_as_its_clip(batch: Batch, *, tolerance: float = 0.02) -> torch.Tensor
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2.1", "2.2"])
 def test_a_crop_of_its_own_in_each_epoch_has_its_own_first_frame(kind: str, runs: Runs) -> None:
     runs(kind, steps=9, resolution=48, **RENEWED)

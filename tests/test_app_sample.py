@@ -211,6 +211,7 @@ def rendered(model: Path, capfd: pytest.CaptureFixture[str], *words: str) -> tup
     return Path(captured.out.split()[0]).read_bytes(), captured.err
 
 
+@pytest.mark.slow
 def test_the_newest_trained_weights_are_used(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train(model, tmp_path, "max_train_steps=3") == 0
     clip, said = rendered(model, capfd)
@@ -250,6 +251,7 @@ def keep_from(name: str, monkeypatch: pytest.MonkeyPatch, action: Callable[[], o
     monkeypatch.setattr(sample_module, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_checkpoints_may_be_removed_while_they_are_looked_at(
     full: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -245,6 +245,7 @@ def test_saving_and_validating_on_demand(run: Run, tmp_path: Path, monkeypatch: 
     assert {path.name for path in (tmp_path / "out" / "validation").iterdir()} == {"step-0", "step-2", "step-4"}
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_leaves(run: Run, tmp_path: Path) -> None:
     assert run("out", *QUIET, "max_train_steps=100000", "max_train_seconds=1") == 0
     last = records(tmp_path / "out", "metric")[-1]["step"]

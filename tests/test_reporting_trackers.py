@@ -80,6 +80,7 @@ def test_tensorboard_has_figures_and_clips(tmp_path: Path) -> None:
     assert b"learning_rate" in found.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_tensorboard_hides_the_steps_that_a_resume_does_again(tmp_path: Path) -> None:
     _track(["tensorboard"], _settings(tmp_path), *(_metric(step, 1.0) for step in range(1, 8)))
     time.sleep(1.1)  # files are read in the order of their names, which hold the second
