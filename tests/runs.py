@@ -69,3 +69,18 @@ def write_tiny_run(folder: Path, *, two_experts: bool = False, clips: int, frame
     """The same, with a tiny model in `folder`/model."""
     model = save_tiny_model(folder / "model", two_experts=two_experts)
     return write_run(folder, clips=clips, frames=frames, pretrained_model_name_or_path=str(model), **settings)
+
+
+def train_low(model: Path, folder: Path, *words: str, **settings: Any) -> int:
+    """`train` of the low-noise expert of a tiny pair, into out; validation, where it is on, renders with both."""
+    usual = {
+        "model_flavour": "t2v-mini-low",
+        "pretrained_model_name_or_path": str(model),
+        "output_dir": "out",
+        "learning_rate": 1e-2,
+        "validation_resolution": "48x32",
+        "validation_num_inference_steps": 6,
+        "wan_validation_load_other_stage": True,
+        "disable_benchmark": True,
+    }
+    return start("train", "--config", str(write_run(folder, clips=2, frames=5, **{**usual, **settings})), *words)

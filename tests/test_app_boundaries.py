@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import start, write_run
+from runs import start, train_low
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
@@ -16,6 +17,7 @@ from tiny import tiny_pipeline
 from simplewan.flavours import FLAVOURS
 
 pytestmark = pytest.mark.usefixtures("apart", "fresh_accelerator")
+train = partial(train_low, max_train_steps=1)
 QUICK = ("mixed_precision=no", "vae_dtype=fp32", "validation_resolution=48x32", "validation_num_video_frames=5")
 ONE_STEP = "validation_num_inference_steps=1"
 LOW_FILE = "pytorch_lora_weights_low_noise.safetensors"
@@ -27,21 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("boundaries") / "model"
     tiny_pipeline(two_experts=True, boundary=0.6).save_pretrained(folder)
     return folder
-
-
-def train(model: Path, folder: Path, *words: str) -> int:
-    settings = {
-        "model_flavour": "t2v-mini-low",
-        "pretrained_model_name_or_path": str(model),
-        "output_dir": "out",
-        "learning_rate": 1e-2,
-        "max_train_steps": 1,
-        "validation_resolution": "48x32",
-        "validation_num_inference_steps": 6,
-        "wan_validation_load_other_stage": True,
-        "disable_benchmark": True,
-    }
-    return start("train", "--config", str(write_run(folder, clips=2, frames=5, **settings)), *words)
 
 
 def sampled(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[bytes, float, str]:

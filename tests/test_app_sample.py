@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ import torch
 from diffusers import WanPipeline
 from lora_files import lycoris_tensors
 from PIL import Image
-from runs import start, write_run
+from runs import start, train_low
 from safetensors.torch import save_file
 from tiny import save_tiny_model, tiny_transformer
 
@@ -38,6 +39,7 @@ from simplewan.validation.sampling import initial_noise
 
 sample_module = importlib.import_module("simplewan.app.sample")  # simplewan.app.sample itself is the function
 pytestmark = pytest.mark.usefixtures("apart", "fresh_accelerator")
+train = partial(train_low, checkpoint_step_interval=1, validation_disable=False)
 PROMPT = "a red circle moves left"
 NEGATIVE = "static, blurry, low quality, watermark, text"
 SIZE = ("validation_resolution=48x32", "validation_num_video_frames=5", "validation_num_inference_steps=6")
@@ -185,22 +187,6 @@ def test_prompts_come_from_files_and_from_the_configuration(
     assert [(clip["name"], clip["prompt"]) for clip in clips] == [("validation", "a cat"), ("mine", "a hiker")]
     assert {clip["seed"] for clip in clips} == {7} and clips[0]["video"] == "out/samples/validation.mp4"
     assert "out holds no trained weights yet" in captured.err
-
-
-def train(model: Path, folder: Path, *words: str) -> int:
-    settings = {
-        "model_flavour": "t2v-mini-low",
-        "pretrained_model_name_or_path": str(model),
-        "output_dir": "out",
-        "learning_rate": 1e-2,
-        "checkpoint_step_interval": 1,
-        "validation_disable": False,
-        "validation_resolution": "48x32",
-        "validation_num_inference_steps": 6,
-        "wan_validation_load_other_stage": True,
-        "disable_benchmark": True,
-    }
-    return start("train", "--config", str(write_run(folder, clips=2, frames=5, **settings)), *words)
 
 
 def rendered(model: Path, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[bytes, str]:

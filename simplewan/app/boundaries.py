@@ -27,10 +27,10 @@ def rendering_boundary(context: Context, weights: Mapping[str, Weights]) -> floa
     used = boundary(context)
     if used is None:
         return None
-    if (remark := boundary_remark(context.loaded)) is not None and not told_boundaries(weights, context.flavour):
-        context.say(remark, warning=True)
     key, own = "timestep_boundary", context.options.flow.timestep_boundary
     told = told_boundaries(weights, context.flavour)
+    if not told and (remark := boundary_remark(context.loaded)) is not None:
+        context.say(remark, warning=True)
     if own is None and told:
         first = next(iter(told.values()))
         if all(isclose(each, first) for each in told.values()):

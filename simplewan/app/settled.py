@@ -27,14 +27,17 @@ _IN_USE = {"timestep_boundary": "boundary", "flow_schedule_shift": "shift"}
 _OF_MODEL = ("pretrained_", "model_flavour", "revision", "variant")
 
 
-def settled(loaded: Loaded) -> dict[str, Any]:
+def settled(loaded: Loaded, *, checkpoint: Path | None = None) -> dict[str, Any]:
     """Timestep of the boundary and shift (None: there is none), and a fingerprint of each transformer that is trained.
 
-    Reads a few megabytes of each, and downloads what is not here.
+    Reads a few megabytes of each, and downloads what is not here. What a `checkpoint` holds, that `differences` found
+    to be the same, is not read again.
     """
     options, flavour = loaded.options, loaded.flavour
+    known = {} if checkpoint is None else recorded(checkpoint)
     parts = [EXPERT_SUBFOLDER[expert] for expert in flavour.trained_experts]
-    return {**_in_use(loaded), **{part: transformer_fingerprint(options.model, flavour, part) for part in parts}}
+    prints = {part: known.get(part) or transformer_fingerprint(options.model, flavour, part) for part in parts}
+    return {**_in_use(loaded), **prints}
 
 
 def recorded(folder: Path) -> dict[str, Any]:

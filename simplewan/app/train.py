@@ -105,7 +105,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
     with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
         scales = LossScales(context.accelerator.scaler, context.flavour.trained_experts)
         experts, roles = build_roles(context, prepared, idle, scales, checkpoints=checkpoints, resume=resume)
-        base = settled(loaded)
+        base = settled(loaded, checkpoint=resume.path if resume else None)
         write_json(output / SETTLED_FILE, base)
         draw_histogram(context, experts, prepared.fetch.gathered, step=start)
         saving = SaveHook(

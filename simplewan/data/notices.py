@@ -16,7 +16,7 @@ from simplewan.data.buckets import Size, enlargement, floor_frames
 from simplewan.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from simplewan.data.rules import Fitted, Rules
 from simplewan.data.samples import Dropped, Scan
-from simplewan.errors import LISTED, Problem, UserError, some
+from simplewan.errors import LISTED, Problem, UserError, counted, some
 
 if TYPE_CHECKING:
     from simplewan.options.datasets import DatasetOptions
@@ -202,6 +202,6 @@ def _remedy_of_short(dropped: Sequence[Dropped]) -> str | None:
     parts = ['an entry of dataset_type "image" takes pictures'] if pictures else []
     if lengths:
         longest, taken = max(lengths), floor_frames(max(lengths))
-        has = f"{longest} frame{'' if longest == 1 else 's'} at the model's rate"
+        has = f"{counted(longest, 'frame')} at the model's rate"
         parts.insert(0, f"the longest has {has}: video.num_frames = {taken} takes it")
     return "; ".join(parts) or None
