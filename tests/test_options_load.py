@@ -380,7 +380,6 @@ def test_what_is_to_come_is_listed_by_name(tmp_path: Path) -> None:
 
 def test_nothing_else_is_asked_of_what_is_to_come(tmp_path: Path) -> None:
     wanted = {
-        "webhook_config": "nowhere.json",
         "push_to_hub": True,
         "lora_type": "lycoris",
         "lycoris_config": "nowhere.json",
@@ -420,7 +419,6 @@ def test_what_is_off_is_no_request(tmp_path: Path) -> None:
         scheduled_sampling_max_step_offset=0,
         lycoris_config="nowhere.json",
         tread_config={"routes": []},
-        webhook_config=None,
         enable_group_offload=False,
         group_offload_use_stream=True,
         report_to="none",
