@@ -162,7 +162,8 @@ def test_a_validation_clip_arrives_whole_and_says_single_expert(receiver: Receiv
 def test_a_chat_gets_words_and_files_but_no_figures(receiver: Receiver, tmp_path: Path) -> None:
     event = clip(tmp_path, prompt="@everyone " + "long " * 600)
     with opened(receiver.address, kind="discord", message_prefix="mini:", auth_token="not for a chat") as webhook:
-        for told in (metric(1), Progress("latents", "Encoding", 1, 2), event, Notice("look", "warning")):
+        figures = (metric(1), Progress("latents", "Encoding", 1, 2), Stage("latents", "Encoding"))
+        for told in (*figures, event, Notice("look", "warning")):
             webhook(told)
     first, rendered, notice = receiver.posts
     assert first.chat["content"] == "mini: mini: begins"

@@ -41,7 +41,8 @@ class Message:
     """One event for people and programs. `body` has the fields of its kind, `files` what goes with it, `record` what
     `events.jsonl` holds of it.
 
-    `is_figure` marks what comes so often that a newer one makes it stale, and that has no place in a chat.
+    `is_figure` marks what comes so often that a newer one makes it stale; that, and what is not `for_chat`, would be
+    noise in a chat.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Message:
     body: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     is_figure: bool = False
+    for_chat: bool = True
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,9 +70,10 @@ def started(*, run_name: str, step: int, attempt: int) -> Message:
 
 def _stage(event: Stage) -> Message:
     text = event.label if event.status == "running" else f"{event.label}: {event.message or event.status}"
-    severity = "warning" if event.status == "failed" else "info"
+    has_failed = event.status == "failed"
     stage = {"key": event.key, "label": event.label, "status": event.status}
-    return Message("lifecycle.stage", event.label, text, severity, {"stage": stage})
+    severity = "warning" if has_failed else "info"
+    return Message("lifecycle.stage", event.label, text, severity, {"stage": stage}, for_chat=has_failed)
 
 
 def _progress(event: Progress) -> Message:

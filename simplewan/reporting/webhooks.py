@@ -139,7 +139,7 @@ class Webhook:
         message = message_of(event)
         if message is None or LEVELS.index(message.severity) < LEVELS.index(self._options.log_level):
             return
-        if message.is_figure and self._options.webhook_type == "discord":
+        if self._options.webhook_type == "discord" and (message.is_figure or not message.for_chat):
             return
         with self._changed:
             self._waiting.append((message, self._clock()))
