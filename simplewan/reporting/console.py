@@ -27,7 +27,7 @@ from simplewan.events import (
 )
 from simplewan.reporting.bars import Bars, Lines, Tally
 from simplewan.reporting.quiet import silence
-from simplewan.reporting.sentences import sentence
+from simplewan.reporting.sentences import sentence, summary
 
 TRAINING_KEY = "training"
 
@@ -126,7 +126,7 @@ class Console:
         return f"step {event.step}: loss on fixed samples{whose} {event.loss:.4g}"
 
     def _summary(self, event: RunSummary) -> str:
-        lines = [f"{event.reason}: step {event.step} of {event.total_steps}, {tqdm.format_interval(event.seconds)}"]
+        lines = [f"{summary(event)}, {tqdm.format_interval(event.seconds)}"]
         places = {
             "weights": ", ".join(self._weights),
             "newest checkpoint": self._checkpoint,

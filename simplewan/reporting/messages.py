@@ -29,7 +29,7 @@ from simplewan.events import (
     ValidationRendered,
     as_record,
 )
-from simplewan.reporting.sentences import sentence
+from simplewan.reporting.sentences import sentence, summary
 
 # Larger files are named, not sent: base64 makes them a third larger still.
 LARGEST_FILE_BYTES = 24 * 2**20
@@ -126,7 +126,7 @@ def _error(event: ErrorHappened) -> Message:
 
 
 def _summary(event: RunSummary) -> Message:
-    text = f"{event.reason}: step {event.step} of {event.total_steps}, {event.seconds:.0f} s"
+    text = f"{summary(event)}, {event.seconds:.0f} s"
     severity = "error" if event.reason == "failed" else "info"
     return Message("training.summary", "Training has ended", text, severity, {"status": event.reason})
 

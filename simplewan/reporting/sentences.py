@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from simplewan.events import CheckpointSaved, ErrorHappened, Event, Notice, SampleRendered, ValidationRendered
+from simplewan.events import (
+    CheckpointSaved,
+    ErrorHappened,
+    Event,
+    Notice,
+    RunSummary,
+    SampleRendered,
+    ValidationRendered,
+)
 
 
 def sentence(event: Event) -> str | None:
@@ -18,3 +26,9 @@ def sentence(event: Event) -> str | None:
         note = f" ({event.note})" if event.note else ""
         return f"{step}rendered {event.video}{note}, {event.seconds:.1f} s"
     return None
+
+
+def summary(event: RunSummary) -> str:
+    """Why a run ended, and how far it came; the number of its steps is not known before its data is."""
+    reached = f"step {event.step} of {event.total_steps}" if event.total_steps else "before training began"
+    return f"{event.reason}: {reached}"
