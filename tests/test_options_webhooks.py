@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_options_load import load_in, problems
+from option_files import load_in, problems
 
 RAW = {"webhook_type": "raw", "callback_url": "http://host:8001/secret-place"}
 DISCORD = {"webhook_type": "discord", "webhook_url": "https://discord.com/api/webhooks/1/secret-key"}
