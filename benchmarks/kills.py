@@ -65,7 +65,7 @@ class Run:
     @contextlib.contextmanager
     def attempt(self) -> Iterator[subprocess.Popen[bytes]]:
         """The command, started in a process group of its own; it does not outlive the block."""
-        command = [sys.executable, "-m", "simplewan.cli", "train", "example=mini", f"output_dir={self.output}"]
+        command = [sys.executable, "-m", "simplewan", "train", "example=mini", f"output_dir={self.output}"]
         with self.log.open("wb") as log:
             process = subprocess.Popen(command, env=self.environ, stderr=log, stdout=log, start_new_session=True)
         try:

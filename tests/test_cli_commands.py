@@ -218,6 +218,6 @@ def test_help_loads_no_torch(command: str) -> None:
 
 
 def test_no_traceback_on_a_closed_pipe() -> None:
-    piped = f"{sys.executable} -m simplewan.cli options --json | head -c 10"
+    piped = f"{sys.executable} -m simplewan options --json | head -c 10"
     done = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""

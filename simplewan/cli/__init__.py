@@ -1,4 +1,4 @@
-"""The command line: `simpletuner COMMAND ...` (also `simplewan`, and `python -m simplewan.cli`).
+"""The command line: `simpletuner COMMAND ...` (also `simplewan`, and `python -m simplewan`).
 
 What lives here: one module a command, imported when the command runs. They gather options and call `app`; torch is
 loaded with it, and not before. No argparse: `key=value`, flags without values and a "did you mean" are a page of code.

@@ -120,7 +120,7 @@ def _train(folder: Path, name: str, task: str, expert: str, *overrides: str, sta
         f"output_dir={folder / name}",
         *overrides,
     ]
-    _run("simplewan.cli", "train", "--config", str(RECIPE), *wanted, MINIATURE=str(folder.resolve()))
+    _run("simplewan", "train", "--config", str(RECIPE), *wanted, MINIATURE=str(folder.resolve()))
 
 
 def _script(name: str, folder: Path, *arguments: str) -> None:

@@ -1,7 +1,0 @@
-"""`python -m simplewan.cli`: the same as the command `simpletuner`."""
-
-import sys
-
-from simplewan.cli import main
-
-sys.exit(main())
