@@ -28,6 +28,7 @@ ORDER = [
     {"mini"},
     {"app"},
     {"cli", "wizard", "web"},
+    {"__main__"},
 ]
 RANK = {room: index for index, group in enumerate(ORDER) for room in group}
 FREE_OF_TORCH = {"errors", "events", "flavours", "headers", "recognition", "options", "plan", "cli"}
