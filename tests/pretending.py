@@ -18,16 +18,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 CUDA, HOST = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.is_nonzero}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}  # may be on the CPU
+IN_FLOAT32 = {F.layer_norm, F.rms_norm, F.group_norm, F.softmax, Tensor.pow, Tensor.sum}  # by autocast, on CUDA alone
 OURS = "/simplewan/"
 
 
@@ -94,6 +96,8 @@ class _Asked(TorchFunctionMode):
             pretended.wait("read")
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(func, *args, **kwargs)
+        if func in IN_FLOAT32 and torch.is_autocast_enabled("cuda") and here:
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
         kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
         if device is None or torch.device(device).type == "meta":

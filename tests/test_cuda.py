@@ -99,7 +99,12 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
         with pytest.raises(TypeError, match="numpy"):
             there.detach().numpy()
         assert not pretended.waits
-        there.detach().to("cpu"), torch.ones(3).to("cuda"), float(there.detach().sum()), torch.ones(3).cuda(non_blocking=True)
+        (
+            there.detach().to("cpu"),
+            torch.ones(3).to("cuda"),
+            float(there.detach().sum()),
+            torch.ones(3).cuda(non_blocking=True),
+        )
         assert pretended.waits == {"read elsewhere": 2, "write elsewhere": 1}
         with pytest.raises(AssertionError, match="before it is there"):
             there.detach().to("cpu", non_blocking=True)
@@ -144,9 +149,10 @@ def test_a_run_on_the_device_does_what_it_does_here(case: tuple[str, ...], runs:
     finally:
         torch.use_deterministic_algorithms(was_deterministic)
     assert pretended.operations > 1000
-    assert losses(runs.folder / "there") == pytest.approx(losses(runs.folder / "here"), rel=1e-4)
+    tolerance = 1e-4 if "mixed_precision=bf16" not in words else 4e-3  # autocast leaves more in float32 there
+    assert losses(runs.folder / "there") == pytest.approx(losses(runs.folder / "here"), rel=tolerance)
     evaluated = [[each["loss"] for each in records(runs.folder / out, "eval_loss")] for out in ("there", "here")]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4) and len(evaluated[0]) == 3
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=tolerance) and len(evaluated[0]) == 3
     assert records(runs.folder / "there", "validation") and not records(runs.folder / "there", "error")
 
 

@@ -4,9 +4,9 @@ Imports torch, this room, and what it is to hold a first frame. B batch, C chann
 
 What it needs of a role and a batch stands in two small protocols, so that it knows neither the loop nor the loader.
 Everything random is drawn on the CPU by the generator handed in and then moved: a seed gives the same noise on every
-device, for the price of moving the noise (the size of the latents, 8.4 MB for 81 frames at 480p). Nothing in a loss waits
-for the device: what is moved there does not block (CUDA has read pageable memory when the call returns), and what the
-device makes is not read.
+device, for the price of moving the noise (the size of the latents, 8.4 MB for 81 frames at 480p). Nothing in a loss
+waits for the device: what is moved there does not block (CUDA has read pageable memory when the call returns), and what
+the device makes is not read.
 """
 
 from __future__ import annotations
