@@ -1,18 +1,27 @@
-"""Servers for tests: an S3 service in a process of its own, and a proxy before it that fails when it is told to."""
+"""Servers for tests: an S3 service in a process of its own, a proxy before it that fails when told to, a webhook's."""
 
 from __future__ import annotations
 
+import email
 import http.client
+import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from simplewan.data.backends import trying
 
@@ -57,17 +66,109 @@ def s3_server(*, page: int = 1000) -> Iterator[str]:
 
 
 @contextmanager
-def web_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def web_server(handler: type[BaseHTTPRequestHandler], *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A web server in a thread; gives its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+@dataclass
+class Post:
+    """One request that the server was sent."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.body)
+
+    @property
+    def parts(self) -> dict[str, tuple[str | None, bytes]]:
+        """Of a multipart body: name -> (file's name, content)."""
+        whole = email.message_from_bytes(f"Content-Type: {self.headers['content-type']}\n\n".encode() + self.body)
+        named = {part.get_param("name", header="content-disposition"): part for part in whole.get_payload()}
+        return {name: (part.get_filename(), part.get_payload(decode=True)) for name, part in named.items()}
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        return json.loads(self.parts["payload_json"][1])
+
+
+@dataclass
+class Receiver:
+    """A server that keeps what it is sent, and gives the `answers` in turn: a status, or one with headers."""
+
+    posts: list[Post] = field(default_factory=list)
+    answers: list[int | tuple[int, dict[str, str]]] = field(default_factory=list)
+    hold: threading.Event = field(default_factory=threading.Event)
+    holding: bool = False
+    address: str = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [post.json["type"] for post in self.posts]
+
+    def of_type(self, kind: str) -> list[dict[str, Any]]:
+        return [post.json for post in self.posts if post.json["type"] == kind]
+
+
+def _keeper(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if receiver.holding:
+                receiver.hold.wait(30)
+            answer = receiver.answers.pop(0) if receiver.answers else 204
+            status, headers = answer if isinstance(answer, tuple) else (answer, {})
+            if 200 <= status < 300:
+                receiver.posts.append(Post({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(status)
+            for name, value in {"Content-Length": "0", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def receiving(*, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """A server of a webhook, as the `Receiver` that tells of it."""
+    receiver = Receiver()
+    with web_server(_keeper(receiver), tls=tls) as address:
+        receiver.address = address
+        try:
+            yield receiver
+        finally:
+            receiver.hold.set()
+
+
+def self_signed(folder: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1 that nobody else has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    certificate = builder.sign(key, hashes.SHA256())
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "server.pem"
+    path.write_bytes(key.private_bytes(*plain) + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 @dataclass

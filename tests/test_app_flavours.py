@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState
 from diffusers import WanPipeline, WanTransformer3DModel
 from runs import records, write_tiny_run
 from safetensors import safe_open
+from serving import receiving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simplewan.app.rendering import Turns
@@ -37,10 +39,16 @@ def test_a_stage_trains_its_own_expert(
     stage: str, subfolder: str, low: float, high: float, place: Path, tmp_path: Path
 ) -> None:
     arguments = ["train", "--config", str(place / "config.json"), f"output_dir={tmp_path}"]
-    assert main([*arguments, f"model_flavour=t2v-14b-2.2-{stage}"]) == 0
+    with receiving() as receiver:
+        hook = json.dumps({"callback_url": f"{receiver.address}/hook"})
+        assert main([*arguments, f"model_flavour=t2v-14b-2.2-{stage}", f"webhook_config={hook}"]) == 0
     metrics = records(tmp_path, "metric")
     assert all(low <= event["timestep"] <= high and event["role"] == stage for event in metrics)
     assert [event["note"] for event in records(tmp_path, "validation")] == ["single expert"]
+    [rendered] = receiver.of_type("validation.video")
+    assert "single expert" in rendered["message"] and rendered["record"]["note"] == "single expert"
+    assert [post["record"]["step"] for post in receiver.of_type("training.progress")] == [1, 2, 3]
+    assert [post["status"] for post in receiver.of_type("training.summary")] == ["finished"]
     path = tmp_path / f"pytorch_lora_weights_{stage}_noise.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from runs import start, write_tiny_run
-from tiny import tiny_transformer
+from safetensors.torch import load_file
+from tiny import tiny_transformer, tiny_vae
 
 from simplewan.flavours import FLAVOURS
 from simplewan.models.wan import sources
@@ -51,6 +53,28 @@ def test_a_run_does_not_go_on_with_other_base_weights(
     shutil.rmtree(model / "transformer_2")
     shutil.copytree(kept / "transformer_2", model / "transformer_2")
     assert run(3, how) == 0
+
+
+def test_a_model_may_move_but_not_change(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "whole"
+    assert run(2, f"output_dir={whole}") == 0
+    assert run(1) == 0
+    (tmp_path / "model").rename(tmp_path / "moved")
+    there = f"pretrained_model_name_or_path={tmp_path / 'moved'}"
+    assert run(2, there) == 0
+    assert "resuming from checkpoint-1; changed since: " in capfd.readouterr().err
+    ours, straight = (
+        load_file(folder / "pytorch_lora_weights_low_noise.safetensors") for folder in (tmp_path / "out", whole)
+    )
+    assert all(torch.equal(ours[name], tensor) for name, tensor in straight.items())
+    shutil.copytree(tmp_path / "moved", tmp_path / "other")
+    put_other_weights(tmp_path / "other", "transformer_2")
+    tiny_vae(seed=9).save_pretrained(tmp_path / "other" / "vae")
+    assert run(3, there.replace("moved", "other")) == 2
+    said = capfd.readouterr().err
+    for part in ("transformer_2", "vae"):
+        assert f"has other weights than the run began with: {part} was" in said
+    assert f"pretrained_model_name_or_path = '{tmp_path / 'other'}'" in said
 
 
 def test_a_run_does_not_go_on_with_another_default_of_its_flavour(

@@ -129,6 +129,7 @@ def test_a_pipe_gets_plain_lines() -> None:
 
 def test_a_run_that_was_stopped_says_how_it_goes_on() -> None:
     text = _in_a_pipe([RunSummary("SIGINT", 2, 4, 1.0)])
+    assert _in_a_pipe([RunSummary("SIGINT", 0, 0, 1.0)]).startswith("SIGINT: before training began, 00:01")
     assert text.splitlines() == ["SIGINT: step 2 of 4, 00:01", "  to go on: the same command again"]
 
 

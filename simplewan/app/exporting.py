@@ -77,7 +77,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and read back: `modules` of the `modules_of_source` that the source changes."""
+    """A file that was written and read back: `modules` of the `modules_of_source` that the source has."""
 
     source: str
     path: str
@@ -86,10 +86,11 @@ class Exported:
     modules: int
     modules_of_source: int
     errors: dict[str, float]
+    unit: str = "modules"
 
     def __str__(self) -> str:
         which = f", {self.expert}-noise expert" if self.expert else ""
-        return f"{self.path}: {self.modules} of {self.modules_of_source} modules{which}, read back and equal"
+        return f"{self.path}: {self.modules} of {self.modules_of_source} {self.unit}{which}, read back and equal"
 
 
 def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
@@ -157,19 +158,24 @@ def export(request: Request, *, emit: Emit) -> list[Exported]:
     """Write every file in the format `request.to`, read it back with an independent map, and tell. Raises UserError."""
     ready = ready_files(request, emit=emit)
     targets = [
-        named_file(request.output or each.file.path.parent / FOLDER, without_expert(each.file.path.stem), each, request)
+        named_file(
+            request.output or each.file.path.parent / FOLDER,
+            without_expert(each.file.path.stem),
+            each.expert,
+            request.to,
+        )
         for each in ready
     ]
     check_targets(targets, [each.file.path for each in ready], overwrite=request.overwrite)
     return [_export(each, target, request, emit=emit) for each, target in zip(ready, targets, strict=True)]
 
 
-def named_file(output: Path, stem: str, ready: Ready, request: Request) -> Path:
+def named_file(output: Path, stem: str, expert: str | None, to: str) -> Path:
     """`output` if it names a file, else one in that folder by a name, the format and the expert."""
     if output.suffix == ".safetensors":
         return output
-    ending = f"_{ready.expert}_noise" if ready.expert else ""
-    return output / f"{stem}_{request.to}{ending}.safetensors"
+    ending = f"_{expert}_noise" if expert else ""
+    return output / f"{stem}_{to}{ending}.safetensors"
 
 
 def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Exported:

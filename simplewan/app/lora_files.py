@@ -33,6 +33,7 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
             problems.append(Problem(str(place), "there is no such file", fix=fix))
         elif not files:
             message, fix = no_lora_in(place)
+            fix += "; ComfyUI's are made by `export --to comfyui`" if wholes(place) else ""
             problems.append(Problem(str(place), message, fix=fix))
         found += files
     if problems:
@@ -84,7 +85,7 @@ def no_lora_in(folder: Path) -> tuple[str, str]:
     """What to say of a folder without LoRAs, and the fix: until a run has ended, they lie in its checkpoints."""
     store = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True)
     holding = [store.path(step) for step in store.steps() if loras_in(store.path(step))]
-    if not holding and ((full := _trained_fully(folder)) or _wholes(folder)):
+    if not holding and ((full := _trained_fully(folder)) or wholes(folder)):
         return _whole_models(folder, "a full fine-tune" if full else "whole models")
     fix = f"name a checkpoint in it: {holding[-1]}" if holding else "name the file"
     return "holds no LoRA (.safetensors)", fix
@@ -93,17 +94,18 @@ def no_lora_in(folder: Path) -> tuple[str, str]:
 def _whole_models(folder: Path, what: str) -> tuple[str, str]:
     """The same of a run that trained all weights, of a checkpoint of one, or of a model."""
     run = folder.parent if (folder / MANIFEST).exists() else folder
-    wholes = _wholes(run)
-    places = f" ({', '.join(f'{part}/' for part in wholes)})" if wholes and run == folder else ""
+    parts = wholes(run)
+    places = f" ({', '.join(f'{part}/' for part in parts)})" if parts and run == folder else ""
     message = f"holds {what}{places}, no LoRA: whole models have nothing to merge"
-    if not wholes:
+    if not parts:
         return message, f"they are written to {run / EXPERT_SUBFOLDER[HIGH]} or ..._2 when the run ends"
-    options = " ".join(f"{OTHER_PLACES[part]}={run}" for part in wholes)
+    options = " ".join(f"{OTHER_PLACES[part]}={run}" for part in parts)
     which = "them with" if run == folder else "those that the run ended with:"
     return message, f"name {which} {options}, or load them with diffusers as they are"
 
 
-def _wholes(folder: Path) -> list[str]:
+def wholes(folder: Path) -> list[str]:
+    """The subfolders of a folder that hold whole transformers."""
     return [part for part in EXPERT_SUBFOLDER.values() if (folder / part / "config.json").is_file()]
 
 

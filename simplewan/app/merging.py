@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simplewan.app.context import DTYPES
-from simplewan.app.exporting import Exported, Ready, Request, base_configs, base_place, export, named_file, ready_files
+from simplewan.app.exporting import Exported, Ready, Request, base_configs, base_place, named_file, ready_files
 from simplewan.app.lora_files import FIT_FIX, LORA_STEM, doubt, without_expert
 from simplewan.app.targets import MERGED_FROM, check_targets
 from simplewan.errors import Problem, UserError
-from simplewan.events import Emit, Emitter, Notice, Progress, Stage
+from simplewan.events import Emit, Notice, Progress, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
 from simplewan.models.lora.fit import Fit, Misfit, fit
 from simplewan.models.lora.merge import merge_files, open_base
@@ -18,8 +18,6 @@ from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import NAME_CONFIGURATION, Source, part_path
 from simplewan.options.sources import COMMAND_LINE
 from simplewan.recognition import part_in, recognise
-from simplewan.reporting.console import Console
-from simplewan.reporting.quiet import quiet_loading_bars
 
 MERGED = "merged"
 _BASE_FIX = (
@@ -111,7 +109,7 @@ def _target(request: Request, ready: Ready) -> Path:
         return output / EXPERT_SUBFOLDER[ready.expert or HIGH]
     # A whole transformer is not to be taken for a LoRA in other tools' lists of files.
     stem = without_expert(ready.file.path.stem).replace(LORA_STEM, EXPERT_SUBFOLDER[HIGH])
-    return named_file(output, stem, ready, request)
+    return named_file(output, stem, ready.expert, request.to)
 
 
 def _merge(group: list[Ready], place: Source, path: Path, target: Path, request: Request, *, emit: Emit) -> Exported:
@@ -134,7 +132,7 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
             config=None if request.original else described_config(path, configs=base_configs(request, place)),
             dtype=None if request.dtype is None else DTYPES[request.dtype],
             metadata={MERGED_FROM: ", ".join(each.file.path.name for each in group)},
-            progress=_counting(2 * len(base.tensors), label, emit),
+            progress=counting(2 * len(base.tensors), label, emit),
         )
     except ValueError as error:
         fix = FIT_FIX if isinstance(error, Misfit) else None
@@ -154,7 +152,8 @@ def _announce(group: list[Ready], names: str, found: Fit, request: Request, *, e
             emit(Notice(told, severity="warning"))
 
 
-def _counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:
+def counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:
+    """What is to be called for each of so many weights."""
     done = 0
 
     def progress(_key: str) -> None:
@@ -163,14 +162,3 @@ def _counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:
         emit(Progress(key="merge", label=f"Writing and checking {label}", current=done, total=total, unit="weights"))
 
     return progress
-
-
-def run_export(request: Request) -> list[Exported]:
-    """Export or merge, progress on standard error. Raises UserError."""
-    quiet_loading_bars()
-    console, emit = Console(), Emitter()
-    emit.add(console)
-    try:
-        return merge(request, emit=emit) if request.to == MERGED else export(request, emit=emit)
-    finally:
-        console.close()

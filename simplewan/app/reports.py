@@ -1,4 +1,4 @@
-"""Everyone who listens to a run: console, heartbeat, events.jsonl, trackers; and the resolved configuration on disk."""
+"""All who listen to a run: console, heartbeat, events.jsonl, trackers, webhooks; the resolved configuration on disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
 from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity, recorded_at
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
+from simplewan.reporting.webhooks import Webhook, open_webhooks
 
 
 class Reports:
@@ -28,6 +29,7 @@ class Reports:
         self._early: list[Event] = []
         self._log: EventLog | None = None
         self._trackers: list[Guarded] = []
+        self._webhooks: list[Webhook] = []
         self._step, self._total_steps = 0, 0
         self._console = Console(memory=memory_text(), roles=loaded.flavour.trained_experts)
         self.emit = Emitter()
@@ -44,14 +46,15 @@ class Reports:
         self._console.close()
         if value is not None and self._log is not None:
             # The console has it from whoever ends the program.
-            self._log(ErrorHappened(f"{type(value).__name__}: {value}", where="run", fatal=True))
-        for tracker in self._trackers:
+            for listener in (self._log, *self._webhooks):
+                listener(ErrorHappened(f"{type(value).__name__}: {value}", where="run", fatal=True))
+        for tracker in (*self._trackers, *self._webhooks):
             tracker.close()
         if self._log is not None:
             self._log.close()
 
     def begin(self, *, step: int) -> frozenset[tuple[str, str]]:
-        """The run goes on from `step`: cut the log back to it, open it, and start the trackers. May raise UserError.
+        """The run goes on from `step`: cut the log back to it, open it, start trackers, webhooks. May raise UserError.
 
         Returns what the log holds of `step` itself (`recorded_at`): a stop may have come between saving it and
         measuring, rendering and recording what belongs to it.
@@ -78,6 +81,17 @@ class Reports:
         self._trackers = start_trackers(options.report_to, settings, emit=self.emit)
         for tracker in self._trackers:
             self.emit.add(tracker)
+        self._webhooks = open_webhooks(
+            self._loaded.webhooks,
+            run_id=identity.run_id,
+            run_name=settings.run_name,
+            step=step,
+            attempt=identity.attempt,
+            interval_steps=options.webhook_reporting_interval,
+            emit=self.emit,
+        )
+        for webhook in self._webhooks:
+            self.emit.add(webhook)
         return recorded
 
     def set_total(self, total_steps: int) -> None:

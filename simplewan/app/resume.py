@@ -47,8 +47,8 @@ def find_resume(
 ) -> Resume | None:
     """The checkpoint to resume from, None to start anew.
 
-    Raises UserError naming every key that differs from the checkpoint's configuration and must not, and base weights
-    that are other ones.
+    Raises UserError naming every key that differs from the checkpoint's configuration and must not, and weights that
+    are other ones.
     """
     wanted, resolved, flavour = loaded.options.run.resume_from_checkpoint, loaded.resolved, loaded.flavour
     found = checkpoints.find(wanted)
@@ -65,7 +65,7 @@ def find_resume(
     path, step = found
     record = json.loads((path / RESOLVED).read_text(encoding="utf-8"))
     before, where = recorded(path), f"{path.name} in {output}"
-    changed = told_by_options(changed_keys(record, dict(resolved), facts_of(flavour)), before)
+    changed = told_by_options(changed_keys(record, dict(resolved), facts_of(flavour)), before, loaded)
     problems = [
         Problem(
             where,
@@ -76,7 +76,7 @@ def find_resume(
         )
         for key in changed
     ]
-    problems += differences(before, loaded, changed=changed, where=where)
+    problems += differences(before, loaded, where=where)
     if problems:
         raise UserError(*problems)
     emit(Notice(f"resuming from {path.name}{_permitted_changes(record, resolved)}"))

@@ -38,7 +38,8 @@ run's output_dir, or a checkpoint) stands for the LoRAs in it; without a FILE it
 What is written is read back with another key map, and refused when a key, a shape or a value does not match.
 
   --to universal    ComfyUI, diffusers, DiffSynth and LightX2V: diffusion_model., lora_A and lora_B, scale 1
-  --to comfyui      the same; changes of modulation tables, which few files have, in ComfyUI's spelling
+  --to comfyui      the same; changes of modulation tables, which few files have, in ComfyUI's spelling. Of a folder
+                    with whole transformers (a full fine-tune) one file each, in Wan's own names
   --to diffusers    transformer., diffusers' names: for load_lora_weights; no LyCORIS
   --to musubi       lora_unet_, lora_down, lora_up and alpha: for musubi-tuner, and kohya's tools
   --to lycoris      lycoris_, diffusers' names: for lycoris-lora and SimpleTuner
@@ -76,8 +77,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     _name_base(arguments)
     loaded = _configuration(arguments, environ, merged=chosen["to"] == MERGED)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
+    from simplewan.app.converting import run_export
     from simplewan.app.exporting import Request
-    from simplewan.app.merging import run_export
 
     to = chosen["to"]
     assert to is not None, "checked with the arguments"

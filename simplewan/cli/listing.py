@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simplewan.errors import shorten
-from simplewan.options.describe import DATASETS, group_titles, limits_text, option_records, value_text
+from simplewan.options.describe import DATASETS, WEBHOOKS, group_titles, limits_text, option_records, value_text
 
 TRAIN_USAGE = """usage: simpletuner train [env=NAME | example=NAME | --config FILE] [key=value | --key value ...]
 
@@ -85,7 +85,7 @@ NAME_WIDTH = 46
 def option_text(record: Mapping[str, Any]) -> str:
     """Everything about one option, over several lines."""
     mark = f"  [to come: {record['to_come']}]" if record["to_come"] else ""
-    place = "dataset key" if record["group"] == DATASETS else record["group"]
+    place = {DATASETS: "dataset key", WEBHOOKS: "webhook key"}.get(record["group"], record["group"])
     facts = [f"{place}, {record['type']}", limits_text(record), f"default {value_text(record['default'])}"]
     lines = [f"{record['key']}{mark}", f"({', '.join(fact for fact in facts if fact)})", record["help"]]
     if record["choices"]:

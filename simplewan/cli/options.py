@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from simplewan.cli.listing import option_text
 from simplewan.errors import EXIT_DONE, EXIT_USER_ERROR
-from simplewan.options.describe import dataset_records, option_records, search
+from simplewan.options.describe import dataset_records, option_records, search, webhook_records
 from simplewan.options.foreign import FOREIGN, WITHOUT_OPTION
 from simplewan.options.sources import did_you_mean, plain_key
 
 USAGE = """usage: simpletuner options [WORD ...] [--json]
 
-Lists the options in which every WORD occurs (all without one): keys of config.json, then keys of datasets. A WORD
-may be what another trainer calls an option.
+Lists the options in which every WORD occurs (all without one): keys of config.json, then keys of datasets, then
+keys of webhooks. A WORD may be what another trainer calls an option.
 --json prints one JSON document."""
 
 
@@ -25,13 +25,18 @@ def run(argv: Sequence[str]) -> int:
         print(USAGE)
         return EXIT_DONE
     words = [word for word in argv if word != "--json"]
-    options, datasets = search(option_records(), words), search(dataset_records(), words)
+    records = {
+        "options": search(option_records(), words),
+        "dataset_options": search(dataset_records(), words),
+        "webhook_options": search(webhook_records(), words),
+    }
     if "--json" in argv:
-        print(json.dumps({"options": options, "dataset_options": datasets}, indent=2, ensure_ascii=False))
+        print(json.dumps(records, indent=2, ensure_ascii=False))
         return EXIT_DONE
-    for record in (*options, *datasets):
+    matching = [record for found in records.values() for record in found]
+    for record in matching:
         print(option_text(record))
-    if not options and not datasets:
+    if not matching:
         name = plain_key("_".join(words))
         meant = did_you_mean(name, [record["key"] for record in option_records()])
         answer = f'did you mean "{meant}"?' if meant else ""

@@ -291,6 +291,8 @@ def _check_files(
 ) -> None:
     adapter = options.adapter
     needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
+    if training and isinstance(webhooks := options.reporting.webhook_config, Path):
+        needed["webhook_config"] = webhooks
     if training and options.model.model_type == "lora":
         needed["init_lora"] = adapter.init_lora
         own = [f"init_lora_{expert}" for expert in EXPERT_SUBFOLDER if flavour is not None and has_own(flavour, expert)]

@@ -136,7 +136,7 @@ def describe_type(kind: Any) -> str:
     if hasattr(kind, "__metadata__"):
         return next((str(note) for note in kind.__metadata__ if isinstance(note, str)), describe_type(arguments[0]))
     if origin in (tuple, list):
-        return f"list of {describe_type(arguments[0])}" if arguments else "list"
+        return f"list of {describe_type(arguments[0])}" if arguments and arguments[0] is not Any else "list"
     if origin is dict or kind is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return "object"
     return getattr(kind, "__name__", str(kind))

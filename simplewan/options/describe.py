@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from simplewan.options.catalogue import catalogue, coming, dataset_catalogue, group_models
-from simplewan.options.declare import Declared
+from simplewan.options.declare import Declared, declarations
 from simplewan.options.foreign import MUSUBI, RENAMED
 from simplewan.options.later import in_words
 from simplewan.options.values import plain
+from simplewan.options.webhooks import WebhookOptions
 
 DATASETS = "datasets"
+WEBHOOKS = "webhooks"
 TRAINERS = ("kohya", "musubi", "diffusion-pipe")
 _OF_DATASET = " of a dataset"
 
@@ -30,6 +32,12 @@ def dataset_records() -> list[dict[str, Any]]:
     """Every key of an entry of the dataset file; those of its "video" object as "video.KEY"."""
     among = dataset_catalogue()
     return [{**_record(key, declared, among), "group": DATASETS} for key, declared in among.items()]
+
+
+def webhook_records() -> list[dict[str, Any]]:
+    """Every key of an object of `webhook_config`."""
+    among = declarations(WebhookOptions)
+    return [{**_record(key, declared, among), "group": WEBHOOKS} for key, declared in among.items()]
 
 
 def group_titles() -> dict[str, str]:

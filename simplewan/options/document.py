@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from simplewan.flavours import ALIASES, FLAVOURS
-from simplewan.options.describe import dataset_records, group_titles, limits_text, option_records, value_text
+from simplewan.options.describe import (
+    dataset_records,
+    group_titles,
+    limits_text,
+    option_records,
+    value_text,
+    webhook_records,
+)
 from simplewan.options.foreign import FOREIGN, FOREIGN_DATASET, MUSUBI, RENAMED
 
 PATH = Path("docs/OPTIONS.md")
@@ -57,6 +64,9 @@ def render() -> str:
         "`parquet.` in `parquet`. Numbers of `resolution` and its kin inherit from config.json.\n"
     )
     parts.append(_table(dataset_records()))
+    parts.append("## Webhooks (`webhook_config`)\n")
+    parts.append("An object with these keys, or a list of them. [webhooks.md](webhooks.md) shows what is sent.\n")
+    parts.append(_table(webhook_records()))
     parts.append(_foreign())
     return "\n".join(parts)
 

@@ -28,6 +28,7 @@ from simplewan.options.paths import Paths
 from simplewan.options.problems import read_values, translate
 from simplewan.options.prompts import Library, read_prompts
 from simplewan.options.sources import COMMAND_LINE, Expander, Findings, Given, Override, gather, read_json
+from simplewan.options.webhooks import WebhookOptions, read_webhooks
 from simplewan.options.written import DATASETS, as_saved, is_record
 
 
@@ -46,6 +47,7 @@ class Loaded:
     config_file: Path | None
     data_file: Path
     prompt_images: dict[str, Path] = field(default_factory=dict)
+    webhooks: tuple[WebhookOptions, ...] = ()
     inferred: str | None = None
 
 
@@ -87,6 +89,7 @@ def load(
     if training:
         check_eval_dataset(options, found, entries, flavour=flavour, findings=findings)
         check_first_frames(entries, flavour=flavour, findings=findings)
+    webhooks = _read_webhooks(options, found, expand=expand, paths=paths, findings=findings) if training else ()
     check_image_embeds(entries, flavour=flavour, findings=findings)
     _check_inherited(found, entries, findings)
     check_options(options, found, flavour=flavour, config=name, paths=paths, findings=findings, training=training)
@@ -107,6 +110,7 @@ def load(
         config_file=config_file,
         data_file=data_file,
         prompt_images=library.images,
+        webhooks=webhooks,
         inferred=findings.inferred,
     )
 
@@ -193,6 +197,19 @@ def _read_prompts(
     if path is None or not paths.find(path, from_config=True).exists():
         return Library()
     return read_prompts(paths.find(path, from_config=True), expand=expand, findings=findings, base=paths.base)
+
+
+def _read_webhooks(
+    options: Options, found: Mapping[str, Given], *, expand: Expander, paths: Paths, findings: Findings
+) -> tuple[WebhookOptions, ...]:
+    config = options.reporting.webhook_config
+    if not config:
+        return ()
+    given = found["webhook_config"]
+    file = paths.find(config, from_config=True) if isinstance(config, Path) else None
+    if file is not None and not file.exists():
+        return ()  # the other checks tell
+    return read_webhooks(config, where=given.where, file=file, expand=expand, findings=findings)
 
 
 def _finish(options: Options, replaced: Mapping[str, Any], paths: Paths) -> Options:

@@ -1,7 +1,7 @@
 """Progress for people, on stderr: bars on a terminal, plain lines in a pipe or a log file.
 
-Imports events, `bars`, `quiet`. What is said is the same in both cases; only how progress looks differs. Standard
-output is left alone: it belongs to commands that print a document.
+Imports events, `bars`, `quiet`, `sentences`. What is said is the same in both cases; only how progress looks differs.
+Standard output is left alone: it belongs to commands that print a document.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from tqdm import tqdm
 
 from simplewan.events import (
     CheckpointSaved,
-    ErrorHappened,
     EvalLoss,
     Event,
     Metric,
-    Notice,
     Progress,
     RunSummary,
-    SampleRendered,
     Stage,
     ValidationRendered,
 )
 from simplewan.reporting.bars import Bars, Lines, Tally
 from simplewan.reporting.quiet import silence
+from simplewan.reporting.sentences import sentence, summary
 
 TRAINING_KEY = "training"
 
@@ -88,7 +86,7 @@ class Console:
             self._view.say(self._summary(event))
         else:
             self._remember(event)
-            if text := self._loss(event) if isinstance(event, EvalLoss) else _sentence(event):
+            if text := self._loss(event) if isinstance(event, EvalLoss) else sentence(event):
                 self._view.say(text)
 
     def _training_step(self, event: Metric) -> None:
@@ -128,7 +126,7 @@ class Console:
         return f"step {event.step}: loss on fixed samples{whose} {event.loss:.4g}"
 
     def _summary(self, event: RunSummary) -> str:
-        lines = [f"{event.reason}: step {event.step} of {event.total_steps}, {tqdm.format_interval(event.seconds)}"]
+        lines = [f"{summary(event)}, {tqdm.format_interval(event.seconds)}"]
         places = {
             "weights": ", ".join(self._weights),
             "newest checkpoint": self._checkpoint,
@@ -138,20 +136,3 @@ class Console:
         if event.reason.startswith("SIG"):
             lines.append("  to go on: the same command again")
         return "\n".join(lines)
-
-
-def _sentence(event: Event) -> str | None:
-    """What is printed for an event that is neither progress nor a stage, or None."""
-    if isinstance(event, Notice):
-        return event.message if event.severity == "info" else f"{event.severity}: {event.message}"
-    if isinstance(event, ErrorHappened):
-        return f"error: {event.where}: {event.message}"
-    if isinstance(event, CheckpointSaved):
-        return f"step {event.step}: saved {event.path}"
-    if isinstance(event, ValidationRendered):
-        note = f" ({event.note})" if event.note else ""
-        return f"step {event.step}: rendered {event.video}{note}, {event.seconds:.1f} s"
-    if isinstance(event, SampleRendered):
-        note = f" ({event.note})" if event.note else ""
-        return f"rendered {event.video}{note}, {event.seconds:.1f} s"
-    return None

@@ -88,12 +88,11 @@ class EventLog:
         self._head = {"run_id": identity.run_id, "attempt": identity.attempt}
         self._sequence = 0
         self._clock = clock
-        self._interval = progress_interval_seconds
-        self._progress_times: dict[str, float] = {}
+        self._paced = Paced(progress_interval_seconds)
 
     def __call__(self, event: Event) -> None:
         now = self._clock()
-        if isinstance(event, Progress) and not self._is_due(event, now):
+        if isinstance(event, Progress) and not self._paced(event, now):
             return
         self._sequence += 1
         record = {**self._head, "sequence": self._sequence, "time": round(now, 3), **as_record(event)}
@@ -105,11 +104,19 @@ class EventLog:
     def close(self) -> None:
         self._file.close()
 
-    def _is_due(self, event: Progress, now: float) -> bool:
-        last = self._progress_times.get(event.key)
+
+class Paced:
+    """Tells which reports of progress are worth passing on: the first and last of each kind, and one now and then."""
+
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval = interval_seconds
+        self._times: dict[str, float] = {}
+
+    def __call__(self, event: Progress, now: float) -> bool:
+        last = self._times.get(event.key)
         if event.current < event.total and last is not None and now - last < self._interval:
             return False
-        self._progress_times[event.key] = now
+        self._times[event.key] = now
         return True
 
 

@@ -24,11 +24,11 @@ class ReportingOptions(Group):
     logging_dir: Path | None = option(
         None, restart_safe=True, help="Folder of TensorBoard's files; none takes output_dir/logs."
     )
-    webhook_config: Path | dict[str, Any] | list[dict[str, Any]] | None = option(
+    webhook_config: Path | dict[str, Any] | list[Any] | None = option(
         None,
-        later="webhooks",
         restart_safe=True,
-        help="JSON file (or the object itself, or a list) that says where events are posted.",
+        help="JSON file (or the object itself, or a list of objects) that says where events are posted; its keys are "
+        "listed below.",
     )
     webhook_reporting_interval: int = option(
         1,
@@ -36,5 +36,5 @@ class ReportingOptions(Group):
         unit="steps",
         applies="webhook_config",
         restart_safe=True,
-        help="Steps between two posts of training figures.",
+        help="Steps between two posts of training figures to a raw webhook.",
     )
