@@ -31,27 +31,48 @@ READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal,
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}  # may be on the CPU
 IN_FLOAT32 = {F.layer_norm, F.rms_norm, F.group_norm, F.softmax, Tensor.pow, Tensor.sum}  # by autocast, on CUDA alone
 OURS = "/simplewan/"
+FEW = 1024  # numbers that are sent along with the order to copy them
+
+
+class Marks:
+    """Memory, named by any tensor in it."""
+
+    def __init__(self) -> None:
+        self._marked: dict[int, StorageWeakRef] = {}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._marked
+
+    def set(self, tensor: Tensor, *, on: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        if not on:
+            self._marked.pop(storage._cdata, None)
+        elif storage._cdata not in self._marked:
+            self._marked[storage._cdata] = StorageWeakRef(storage)  # its address is not given out again meanwhile
+            if len(self._marked) % 4096 == 0:
+                self._marked = {key: kept for key, kept in self._marked.items() if not kept.expired()}
 
 
 class Pretended:
-    """Which memory is the device's, and where the CPU waited: `waits` counts "what file:line" of our own code."""
+    """Which memory is the device's, and where the CPU waited: `waits` counts "what file:line" of our own code.
+
+    A "read" is of the device, a "write" to it blocks, and a "stage" is a write of much from memory that is not pinned.
+    """
 
     def __init__(self) -> None:
-        self._memory: dict[int, StorageWeakRef] = {}
+        self._there, self._pinned = Marks(), Marks()
         self.waits: Counter[str] = Counter()
         self.operations = 0  # that ran on the device
 
     def has(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._memory
+        return tensor in self._there
 
     def mark(self, tensor: Tensor, *, on: bool = True) -> None:
-        storage = tensor.untyped_storage()
-        if not on:
-            self._memory.pop(storage._cdata, None)
-        elif storage._cdata not in self._memory:
-            self._memory[storage._cdata] = StorageWeakRef(storage)  # its address is not given out again meanwhile
-            if len(self._memory) % 4096 == 0:
-                self._memory = {key: reference for key, reference in self._memory.items() if not reference.expired()}
+        self._there.set(tensor, on=on)
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        self._pinned.set(tensor)
+        return tensor
 
     def wait(self, what: str) -> None:
         own = [frame for frame in traceback.extract_stack() if OURS in frame.filename]
@@ -72,6 +93,8 @@ class Pretended:
         if to_device:
             if not non_blocking:
                 self.wait("write")
+            elif tensor.numel() > FEW and tensor not in self._pinned:
+                self.wait("stage")
         else:
             assert not non_blocking, "the CPU could read it before it is there"
             self.wait("read")
@@ -98,7 +121,8 @@ class _Asked(TorchFunctionMode):
             return self._moved(func, *args, **kwargs)
         if func in IN_FLOAT32 and torch.is_autocast_enabled("cuda") and here:
             args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
-        kwargs.pop("pin_memory", None)
+        if kwargs.pop("pin_memory", False):
+            return pretended.pin(func(*args, **kwargs))
         device = kwargs.get("device")
         if device is None or torch.device(device).type == "meta":
             return func(*args, **kwargs)
@@ -235,10 +259,15 @@ def pretended_cuda() -> Iterator[Pretended]:
         "empty_cache": None,
         "cudart": _Runtime(),
     }
+
+    def empty_pinned(*size: Any, pin_memory: bool = False, **how: Any) -> Tensor:  # for the loader's thread
+        made = empty(*size, **how)
+        return pretended.pin(made) if pin_memory else made
+
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_args, _answer=answer, **_kwargs: _answer)
-        patch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+        patch.setattr(torch, "empty", empty_pinned)
         grouping = "_group_tensors_by_device_and_dtype"
         for owner in (torch.optim.Optimizer, torch.nn.utils.clip_grad):
             patch.setattr(owner, grouping, staticmethod(pretended.group(getattr(owner, grouping))))

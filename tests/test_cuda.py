@@ -157,8 +157,9 @@ def test_a_run_on_the_device_does_what_it_does_here(case: tuple[str, ...], runs:
 
 
 def reads(pretended: Pretended) -> Counter[str]:
-    """What the loop and the objective waited for."""
-    return Counter({what: n for what, n in pretended.waits.items() if "objectives/" in what or "training/" in what})
+    """What the loop, the objective and the batches waited for."""
+    rooms = ("objectives/", "training/", "batches/")
+    return Counter({what: n for what, n in pretended.waits.items() if any(room in what for room in rooms)})
 
 
 def test_a_step_waits_for_the_device_once(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
