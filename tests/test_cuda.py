@@ -125,7 +125,8 @@ def test_the_pretended_device_refuses_what_cuda_refuses() -> None:
 CASES = [
     ("t2v", "mixed_precision=bf16"),
     ("t2v", "mixed_precision=bf16", "model_type=full", "gradient_checkpointing=true"),
-    ("t2v", "gradient_checkpointing=true", "lora_dropout=0.1", "deterministic=true", "idle_expert=cpu"),
+    ("t2v", "gradient_checkpointing=true", "lora_dropout=0.1", "deterministic=true"),
+    ("t2v", "mixed_precision=bf16", "model_flavour=t2v-a14b-2.2", "expert_run_steps=1", "idle_expert=cpu"),
     ("t2v", "optimizer=muon", "max_grad_norm=0.1", "grad_clip_method=value"),
     ("2.1", "mixed_precision=bf16", "gradient_checkpointing=true"),
     ("2.1", "model_type=full"),
@@ -152,7 +153,7 @@ def test_a_run_on_the_device_does_what_it_does_here(case: tuple[str, ...], runs:
     tolerance = 1e-4 if "mixed_precision=bf16" not in words else 4e-3  # autocast leaves more in float32 there
     assert losses(runs.folder / "there") == pytest.approx(losses(runs.folder / "here"), rel=tolerance)
     evaluated = [[each["loss"] for each in records(runs.folder / out, "eval_loss")] for out in ("there", "here")]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=tolerance) and len(evaluated[0]) == 3
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=tolerance) and len(evaluated[0]) >= 3
     assert records(runs.folder / "there", "validation") and not records(runs.folder / "there", "error")
 
 
