@@ -4,7 +4,9 @@ Imports torch, this room, and what it is to hold a first frame. B batch, C chann
 
 What it needs of a role and a batch stands in two small protocols, so that it knows neither the loop nor the loader.
 Everything random is drawn on the CPU by the generator handed in and then moved: a seed gives the same noise on every
-device, for the price of moving the noise (the size of the latents, 8.4 MB for 81 frames at 480p).
+device, for the price of moving the noise (the size of the latents, 8.4 MB for 81 frames at 480p). Nothing in a loss
+waits for the device: what is moved there does not block, the noise comes from pinned memory (CUDA may wait before it
+copies much from memory that is not), and what the device makes is not read.
 """
 
 from __future__ import annotations
@@ -81,10 +83,10 @@ class BatchLike(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """`value` is the scalar to differentiate."""
+    """`value` is the scalar to differentiate. Metrics that the device makes are left there, as tensors."""
 
     value: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,22 @@ class SupervisedFlowMatching:
         latents = batch.latents_BCFHW.float()
         n, shift = len(latents), self.shift_for(*latents.shape[-2:])
         sigmas_B = self.sigmas(role, n, shift=shift, generator=generator, first=micro_batch * n)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        noise = _noise(latents, generator)
         teacher = role.base_predict if batch.is_regularisation else None
         assert teacher is not None or not batch.is_regularisation, "regularisation needs the base model"
         held_B = draw_held(batch.first_frame_probabilities, latents.shape[2], generator)
         errors_B = velocity_errors(role.predict, batch, noise, sigmas_B, held_B=held_B, teacher=teacher)
-        losses_B = errors_B * loss_weights(sigmas_B, self.weighting).to(errors_B.device)
-        metrics = {"timestep": float(sigmas_B.mean()) * NUM_TIMESTEPS}
+        losses_B = errors_B * loss_weights(sigmas_B, self.weighting).to(errors_B.device, non_blocking=True)
+        metrics: dict[str, float | Tensor] = {"timestep": float(sigmas_B.mean()) * NUM_TIMESTEPS}
         if self.weighting != "none":
-            metrics["unweighted_loss"] = float(errors_B.detach().mean())
+            metrics["unweighted_loss"] = errors_B.detach().mean()
         return Loss(value=losses_B.mean(), metrics=metrics)
+
+
+def _noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of that size, float32, drawn on the CPU, on the latents' device."""
+    noise = torch.randn(latents_BCFHW.shape, generator=generator, pin_memory=latents_BCFHW.is_cuda)
+    return noise.to(latents_BCFHW.device, non_blocking=True)
 
 
 def draw_held(probabilities: Sequence[float], num_frames: int, generator: torch.Generator) -> Tensor | None:
@@ -174,11 +182,11 @@ def velocity_errors(
     are `held_B` have their own clean latent frame 0, at timestep 0, and no error there.
     """
     latents = batch.latents_BCFHW.float()
-    sigmas_B = sigmas_B.to(latents.device)
+    sigmas_B = sigmas_B.to(latents.device, non_blocking=True)
     noisy = add_noise(latents, noise_BCFHW, sigmas_B)
     timesteps = sigmas_B * NUM_TIMESTEPS
     if held_B is not None:
-        held_B = held_B.to(latents.device)
+        held_B = held_B.to(latents.device, non_blocking=True)
         noisy = torch.where(held_B.view(-1, 1, 1, 1, 1), hold_first_frame(noisy, latents[:, :, :1]), noisy)
         timesteps = torch.where(held_B[:, None], frame_timesteps(timesteps, latents.shape[2]), timesteps[:, None])
     target = velocity_target(latents, noise_BCFHW)
@@ -227,7 +235,7 @@ def eval_loss(
     for index, batch in enumerate(batches):
         latents = batch.latents_BCFHW
         generator = torch.Generator().manual_seed(seed + index)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        noise = _noise(latents, generator)
         num_samples += latents.shape[0]
         usual = [float(probability >= 0.5) for probability in batch.first_frame_probabilities]
         held_B = draw_held(usual, latents.shape[2], generator)

@@ -98,7 +98,7 @@ def _update(
         group["lr"] = lr
     losses: list[torch.Tensor] = []
     names: list[str] = []
-    metrics: list[Mapping[str, float]] = []
+    metrics: list[Mapping[str, float | torch.Tensor]] = []
     epoch, sampler_state = role.epoch, role.sampler_state
     for place in range(settings.accumulation):
         signals.check()
@@ -110,16 +110,18 @@ def _update(
             accelerator.backward(loss.value)
         losses.append(loss.value.detach())
         metrics.append(loss.metrics)
-    mean_loss = float(torch.stack(losses).mean())
+    norm = _clip(role, settings=settings, accelerator=accelerator)
+    # The one look at the device: the CPU waits here until all that was asked for is done, and only here.
+    mean_loss, *norms = torch.stack([torch.stack(losses).mean(), *norm]).tolist()
     _refuse_not_finite("loss", mean_loss, step=step, role=role, names=names)
-    grad_norm = _clip(role, settings=settings, accelerator=accelerator)
+    values = {key: sum(float(each[key]) for each in metrics) / len(metrics) for key in metrics[0]}
+    grad_norm = norms[0] if norms else None
     if grad_norm is not None and accelerator.scaler is None:  # the fp16 scaler skips such a step by itself
         _refuse_not_finite("gradient norm", grad_norm, step=step, role=role, names=names)
     role.optimizer.step()
     role.optimizer.zero_grad()
     role.step += 1
     role.epoch, role.sampler_state = epoch, sampler_state
-    values = {key: sum(each[key] for each in metrics) / len(metrics) for key in metrics[0]}
     if grad_norm is not None and math.isfinite(grad_norm):
         values["grad_norm"] = grad_norm
     emit(
@@ -143,11 +145,11 @@ def _refuse_not_finite(what: str, value: float, *, step: int, role: Role, names:
         raise TrainingFailure(f"the {what} of step {step} ({role.name}) is {value}; the step's samples: {samples}")
 
 
-def _clip(role: Role, *, settings: LoopSettings, accelerator: Accelerator) -> float | None:
+def _clip(role: Role, *, settings: LoopSettings, accelerator: Accelerator) -> list[torch.Tensor]:
     """Clip the gradients as set; the global norm before clipping, where it is known."""
     if settings.clip <= 0:
-        return None
+        return []
     if settings.clip_method == "value":
         accelerator.clip_grad_value_(role.parameters, settings.clip)
-        return None
-    return float(accelerator.clip_grad_norm_(role.parameters, settings.clip))
+        return []
+    return [accelerator.clip_grad_norm_(role.parameters, settings.clip)]

@@ -16,10 +16,11 @@ from torch.nn import Parameter
 
 
 class LossLike(Protocol):
-    """What an objective returns: a scalar tensor with its graph, and figures to report."""
+    """What an objective returns: a scalar tensor with its graph, and figures to report: what the device made of
+    them is read once, at the step's end."""
 
     value: torch.Tensor
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float | torch.Tensor]
 
 
 class BatchLike(Protocol):
