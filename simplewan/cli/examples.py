@@ -47,9 +47,13 @@ def copy(name: str, target: Path) -> list[Path]:
         raise UserError(
             *(Problem(str(path), "is there already and is not overwritten", fix="move it first") for path in taken)
         )
-    target.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        (target / source.name).write_bytes(source.read_bytes())
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            (target / source.name).write_bytes(source.read_bytes())
+    except OSError as error:
+        message = f"cannot be written: {error.strerror or error}"
+        raise UserError(Problem(str(target), message, fix="copy it in a folder that can be written")) from error
     return [target / source.name for source in sources]
 
 
