@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +96,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
 def _is_slip(word: str, written: str) -> bool:
     """Whether one letter is too many, missing or another, or two are swapped. Of two letters that says nothing."""
-    start = len(commonprefix([word, written]))
-    rest, other = word[start:], written[start:]
-    end = len(commonprefix([rest[::-1], other[::-1]]))
-    rest, other = rest[: len(rest) - end], other[: len(other) - end]
+    start = _shared(word, written)
+    end = _shared(word[start:][::-1], written[start:][::-1])
+    rest, other = word[start : len(word) - end], written[start : len(written) - end]
     return len(written) > 2 and (max(len(rest), len(other)) <= 1 or (len(rest) == 2 and rest == other[::-1]))
+
+
+def _shared(first: str, second: str) -> int:
+    """How many letters both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _holds(whole: Sequence[str], parts: Collection[str]) -> bool:

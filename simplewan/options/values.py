@@ -125,9 +125,9 @@ def _as_number(value: Any) -> float | None:
             return None
     if not isinstance(value, (int, float)):
         return None
-    # Python's whole numbers have no end, and a conversion of a large one has.
+    # A whole number of Python's has no end, and may be none of the computer's. NaN compares as false.
     if not abs(value) <= sys.float_info.max:
-        raise ValueError("is not a finite number")
+        raise ValueError("is too large a number" if isinstance(value, int) else "is not a finite number")
     return float(value)
 
 
