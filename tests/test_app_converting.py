@@ -52,6 +52,14 @@ def test_both_experts_of_a_full_fine_tune_become_files(capfd: pytest.CaptureFixt
         assert each["modules"] == len(load_file(file))
 
 
+def test_a_place_that_cannot_be_written_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    write_run(Path("run"), "t2v-480p-1.3b-2.1", "transformer")
+    Path("afile").write_text("mine")
+    assert main(["export", "run", "--to", "comfyui", "output=afile/x"]) == 2
+    said = capfd.readouterr().err
+    assert f"command line: output = 'afile/x/{FILE.format('')}' cannot be written: afile is a file; name" in said
+
+
 @pytest.mark.parametrize(
     ("flavour", "part", "ending"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
@@ -13,10 +14,11 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import WanTransformer3DModel
 from lora_files import lycoris_tensors, merged_by_hand, pairs, predict, spelled, wan_name
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_transformer
 
+from simplewan.app import exporting
 from simplewan.cli import main
 from simplewan.flavours import find_flavour
 from simplewan.models.keys import to_original
@@ -75,6 +77,45 @@ def test_a_runs_folder_is_two_files_with_all_that_is_known(capfd: pytest.Capture
         assert (told["task"], told["boundary"], told["shift"]) == ("t2v", "0.6", "3.5")
         assert (told["rank"], told["base_model"], told["step"]) == ("4", "tiny", "7")
         assert "lora_unet" in told["lora_format"]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("afile", "afile/{name} cannot be written: afile is a file"),
+        ("afile/x", "afile/x/{name} cannot be written: afile is a file"),
+        ("/proc/x/y", "cannot be written: No such file or directory"),
+        ("y" * 300, "cannot be written: File name too long"),
+    ],
+)
+@pytest.mark.parametrize("to", ["universal", "merged"])
+def test_a_place_that_cannot_be_written_is_named(
+    to: str, output: str, words: str, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_file(spelled(pairs(tiny_transformer()), "universal"), "x_high_noise.safetensors")
+    Path("afile").write_text("mine")
+    base = [f"base={model}", "model_flavour=t2v-mini"] if to == "merged" else []
+    assert main(["export", "x_high_noise.safetensors", "--to", to, *base, f"output={output}"]) == 2
+    said = " ".join(capfd.readouterr().err.replace("'", "").split())
+    name = "transformer" if to == "merged" else "x_universal_high_noise.safetensors"
+    assert "command line: output = " in said and words.format(name=name) in said
+    assert "name a folder that can be written" in said
+    assert Path("afile").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")])
+def test_a_disk_that_is_full_is_told(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(exporting, "write_tensors", fail)
+    save_file(spelled(pairs(tiny_transformer()), "universal"), "x.safetensors")
+    assert main(["export", "x.safetensors", "--to", "musubi", "output=y.safetensors"]) == 2
+    reason = fault.strerror if isinstance(fault, OSError) else "I/O error"
+    assert f"output = 'y.safetensors' cannot be written: {reason}; name a folder" in capfd.readouterr().err
+    assert not Path("y.safetensors").exists()
 
 
 def test_there_and_back_is_the_same_file(capfd: pytest.CaptureFixture[str]) -> None:

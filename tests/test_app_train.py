@@ -245,6 +245,16 @@ def test_saving_and_validating_on_demand(run: Run, tmp_path: Path, monkeypatch: 
     assert {path.name for path in (tmp_path / "out" / "validation").iterdir()} == {"step-0", "step-2", "step-4"}
 
 
+def test_a_validation_on_demand_that_is_switched_off_is_answered_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        stop_after(step, signal.SIGUSR2, monkeypatch)
+    assert run("out", *QUIET, "max_train_steps=3") == 0
+    said = [record["message"] for record in records(tmp_path / "out", "notice")]
+    assert said.count("validation is switched off (validation_disable), nothing is rendered") == 1
+
+
 @pytest.mark.slow
 def test_the_time_limit_saves_and_leaves(run: Run, tmp_path: Path) -> None:
     assert run("out", *QUIET, "max_train_steps=100000", "max_train_seconds=1") == 0

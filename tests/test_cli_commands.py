@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import subprocess
@@ -200,6 +201,36 @@ def test_options_whose_key_begins_with_the_word_come_first(capsys: pytest.Captur
 
 
 @needs_mini
+def test_an_example_that_cannot_be_copied_is_a_message(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("a file")
+    assert cli.main(["examples", "copy", "mini"]) == 2
+    assert "config/mini: cannot be written: Not a directory; copy it in a folder" in capsys.readouterr().err
+    (tmp_path / "config").unlink()
+
+    def full(_path: Path, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert cli.main(["examples", "copy", "mini"]) == 2
+    assert "config/mini: cannot be written: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["config", "env", "example"])
+def test_a_configuration_that_is_picked_has_a_name(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", f"{key}="]) == 2
+    assert f"command line: {key} = '' is empty; leave it out, or name one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["export", "x.safetensors", "--to", "musubi"], ["sample", "prompt=x"], ["dataset", "report"]]
+)
+def test_an_empty_output_is_not_the_working_directory(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "output="]) == 2
+    assert "command line: output = '' is empty; leave it out, or name a place" in capsys.readouterr().err
+
+
 def test_examples_are_listed_and_copied_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["examples", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(example_names())

@@ -10,7 +10,7 @@ from simplewan.app.context import DTYPES
 from simplewan.app.exporting import FOLDER, Exported, Request, export, named_file
 from simplewan.app.lora_files import LORA_FILES, wholes
 from simplewan.app.merging import MERGED, counting, merge
-from simplewan.app.targets import check_targets
+from simplewan.app.targets import check_targets, writing
 from simplewan.checkpoints.files import read_record
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
@@ -77,7 +77,10 @@ def _convert(path: Path, target: Path, expert: str | None, request: Request, *, 
         base = open_base(path)
         dtype = None if request.dtype is None else DTYPES[request.dtype]
         progress = counting(2 * len(base.tensors), path.name, emit)
-        merge_files(base, [], target, config=None, dtype=dtype, metadata=metadata, progress=progress)
+        with writing(target):
+            merge_files(base, [], target, config=None, dtype=dtype, metadata=metadata, progress=progress)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(Problem(str(path), f"was not written as one file: {error}")) from error
     count = len(base.tensors)

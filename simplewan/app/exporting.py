@@ -12,7 +12,7 @@ import torch
 
 from simplewan.app.context import DTYPES
 from simplewan.app.lora_files import find_loras, read_all, without_expert
-from simplewan.app.targets import check_targets
+from simplewan.app.targets import check_targets, writing
 from simplewan.data.atomic import atomic_path
 from simplewan.errors import Problem, UserError, shorten, some
 from simplewan.events import Emit, Notice
@@ -196,12 +196,14 @@ def _export(ready: Ready, target: Path, request: Request, *, emit: Emit) -> Expo
     try:
         shapes = _shapes(ready, request)
         tensors = tensors_of(changes, convention, dtype)
-        with atomic_path(target) as temporary:
+        with writing(target), atomic_path(target) as temporary:
             write_tensors(temporary, tensors, metadata)
             verify_export(temporary, changes, convention=request.to, shapes=shapes, dtype=dtype)
             if request.to == "diffusers":
                 _check_diffusers(temporary, changes)
             _tell_of_tools(temporary, target, request, emit=emit)
+    except UserError:
+        raise
     except ValueError as error:
         message = f"was not exported to {request.to}: {error}"
         fix = "`simpletuner lora doctor` shows what is in it"

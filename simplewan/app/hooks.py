@@ -167,6 +167,26 @@ class ValidationHook:
         self._validator.run(step, only=only)
 
 
+class NoValidationHook:
+    """Answers SIGUSR2, once, where validation is switched off."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._told = context, False
+
+    def before_first_step(self, step: int) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        signals = self._context.signals
+        if signals.validate_requested and not self._told:
+            self._context.say("validation is switched off (validation_disable), nothing is rendered")
+            self._told = True
+        signals.validate_requested = False
+
+    def at_end(self, step: int, *, finished: bool) -> None:
+        pass
+
+
 class FinishHook:
     """The final weights, and the mark that the run is done."""
 

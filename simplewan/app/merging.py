@@ -8,7 +8,7 @@ from pathlib import Path
 from simplewan.app.context import DTYPES
 from simplewan.app.exporting import Exported, Ready, Request, base_configs, base_place, named_file, ready_files
 from simplewan.app.lora_files import FIT_FIX, LORA_STEM, doubt, without_expert
-from simplewan.app.targets import MERGED_FROM, check_targets
+from simplewan.app.targets import MERGED_FROM, check_targets, writing
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice, Progress, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
@@ -125,15 +125,19 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
         _announce(group, names, found, request, emit=emit)
         if base.is_fp8:
             emit(Notice(f"{path} holds weights in fp8: they are written in {request.dtype or 'bf16'}"))
-        merge_files(
-            base,
-            found.kept,
-            target,
-            config=None if request.original else described_config(path, configs=base_configs(request, place)),
-            dtype=None if request.dtype is None else DTYPES[request.dtype],
-            metadata={MERGED_FROM: ", ".join(each.file.path.name for each in group)},
-            progress=counting(2 * len(base.tensors), label, emit),
-        )
+        config = None if request.original else described_config(path, configs=base_configs(request, place))
+        with writing(target):
+            merge_files(
+                base,
+                found.kept,
+                target,
+                config=config,
+                dtype=None if request.dtype is None else DTYPES[request.dtype],
+                metadata={MERGED_FROM: ", ".join(each.file.path.name for each in group)},
+                progress=counting(2 * len(base.tensors), label, emit),
+            )
+    except UserError:
+        raise
     except ValueError as error:
         fix = FIT_FIX if isinstance(error, Misfit) else None
         raise UserError(Problem(names, f"was not merged into {path}: {error}", fix=fix)) from error

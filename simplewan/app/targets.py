@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from simplewan.errors import Problem, UserError
 from simplewan.headers import read_header
@@ -13,6 +16,19 @@ from simplewan.options.sources import COMMAND_LINE
 MERGED_FROM = "merged"
 
 
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Tell what keeps a place from being written: a file in the way, no permission, no room. Raises UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = next((f"{parent} is a file" for parent in target.parents if parent.is_file()), reason)
+        fix = "name a folder that can be written, on a disk with room"
+        raise UserError(Problem(COMMAND_LINE, f"cannot be written: {reason}", "output", str(target), fix)) from error
+
+
 def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, overwrite: bool, folders: bool = False) -> None:
     """That nothing is written twice, over what is read, or (unless asked) over what is there. Raises UserError.
 
@@ -20,23 +36,31 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, overwrite
     """
     problems = []
     for target in dict.fromkeys(targets):
-        fault = None
-        if targets.count(target) > 1:
-            fault = "would be written more than once", "name a folder, or one file at a time"
-        elif target.exists() and any(path.exists() and target.samefile(path) for path in sources):
-            fault = "is what is read", "name another"
-        elif any(target.resolve() in path.resolve().parents for path in sources):
-            fault = "holds what is read", "name another"
-        elif target.exists() and target.is_dir() != folders:
-            fault = f"is a {'file' if folders else 'folder'}", "name another"
-        elif target.exists() and not overwrite:
-            fault = "is there already", "give --overwrite"
-        elif folders and (foreign := _foreign(target)) is not None:
-            fault = f"holds {foreign}, which no merge wrote", "move it away, or name another"
+        with writing(target):
+            fault = _fault(target, targets, sources, overwrite=overwrite, folders=folders)
         if fault is not None:
             problems.append(Problem(COMMAND_LINE, fault[0], "output", str(target), fault[1]))
     if problems:
         raise UserError(*problems)
+
+
+def _fault(
+    target: Path, targets: Sequence[Path], sources: Sequence[Path], *, overwrite: bool, folders: bool
+) -> tuple[str, str] | None:
+    """Why nothing may be written there, and the fix; None if it may."""
+    if targets.count(target) > 1:
+        return "would be written more than once", "name a folder, or one file at a time"
+    if target.exists() and any(path.exists() and target.samefile(path) for path in sources):
+        return "is what is read", "name another"
+    if any(target.resolve() in path.resolve().parents for path in sources):
+        return "holds what is read", "name another"
+    if target.exists() and target.is_dir() != folders:
+        return f"is a {'file' if folders else 'folder'}", "name another"
+    if target.exists() and not overwrite:
+        return "is there already", "give --overwrite"
+    if folders and (foreign := _foreign(target)) is not None:
+        return f"holds {foreign}, which no merge wrote", "move it away, or name another"
+    return None
 
 
 def _foreign(folder: Path) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from simplewan.app.boundaries import boundary_remark
 from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
-from simplewan.app.hooks import EvalHook, FinishHook, Recorded, SaveHook, ValidationHook
+from simplewan.app.hooks import EvalHook, FinishHook, NoValidationHook, Recorded, SaveHook, ValidationHook
 from simplewan.app.idle import IdleExperts
 from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
@@ -144,6 +144,8 @@ def watching_hooks(
         hooks.append(
             ValidationHook(context, validator, planned=plan.validation_steps, benchmark=benchmark, recorded=recorded)
         )
+    elif context.options.validation.validation_disable:
+        hooks.append(NoValidationHook(context))
     return hooks
 
 

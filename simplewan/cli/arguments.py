@@ -46,6 +46,14 @@ class Arguments:
         """The value of an own argument; the last one counts."""
         return self.own.get(key, [None])[-1]
 
+    def path(self, key: str) -> Path | None:
+        """An own argument that names a place; a problem when it is empty, which would be the working directory."""
+        value = self.value(key)
+        if value is None or value.strip():
+            return None if value is None else Path(value).expanduser()
+        self.problems.append(Problem(COMMAND_LINE, "is empty", key, value, "leave it out, or name a place"))
+        return None
+
     def number(self, key: str, *, fix: str) -> float | None:
         """An own argument that is a finite number; a problem when it is none."""
         value = self.value(key)
@@ -168,6 +176,8 @@ class _Words:
     def _store(self, key: str, value: str, *, where: str) -> None:
         if key in self.own or key in self.flags:
             self.arguments.own.setdefault(key, []).append(value)
+        elif key in PICKS and not value.strip():
+            self.arguments.problems.append(Problem(where, "is empty", key, value, "leave it out, or name one"))
         elif key == "config":
             self.arguments.config = Path(value).expanduser()
         elif key in PICKS:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from simplewan.cli.arguments import parse
 from simplewan.cli.commands import answered
@@ -46,16 +45,15 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         arguments.whole_number(key, minimum=0, fix=f"write {key}=100, or leave it out")
         for key in ("pictures", "max_files")
     )
-    as_json = arguments.flag("json")
+    as_json, output = arguments.flag("json"), arguments.path("output")
     config, placeholders = find_configuration(arguments, environ)
     loaded = load_configuration(arguments, config, environ, placeholders, unprepared=tuple(placeholders))
     loaded = with_example(loaded, arguments, config, environ, placeholders)
     from simplewan.app.dataset_report import MAX_FILES, dataset_report
 
-    output = arguments.value("output")
     outcome = dataset_report(
         loaded,
-        output=Path(output).expanduser() if output else None,
+        output=output,
         pictures=pictures,
         max_files=MAX_FILES if max_files is None else max_files,
     )

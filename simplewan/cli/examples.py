@@ -42,14 +42,18 @@ def copy(name: str, target: Path) -> list[Path]:
         known = "the examples are: " + (", ".join(example_names()) or "none")
         raise UserError(Problem("command line", "is not an example", key="copy", value=name, fix=known))
     sources = sorted(folder.glob("*.json"))
-    taken = [target / source.name for source in sources if (target / source.name).exists()]
-    if taken:
-        raise UserError(
-            *(Problem(str(path), "is there already and is not overwritten", fix="move it first") for path in taken)
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        (target / source.name).write_bytes(source.read_bytes())
+    try:
+        taken = [target / source.name for source in sources if (target / source.name).exists()]
+        if taken:
+            raise UserError(
+                *(Problem(str(path), "is there already and is not overwritten", fix="move it first") for path in taken)
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            (target / source.name).write_bytes(source.read_bytes())
+    except OSError as error:
+        message = f"cannot be written: {error.strerror or error}"
+        raise UserError(Problem(str(target), message, fix="copy it in a folder that can be written")) from error
     return [target / source.name for source in sources]
 
 

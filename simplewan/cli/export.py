@@ -73,7 +73,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     scale, alpha = (arguments.number(key, fix=f"write {key}=1.0") for key in ("scale", "alpha"))
     rank = arguments.whole_number("as_lora", minimum=1, fix="write as_lora=32")
     drop, overwrite, as_json = (arguments.flag(key) for key in ("drop", "overwrite", "json"))
-    output = arguments.value("output")
+    output = arguments.path("output")
     _name_base(arguments)
     loaded = _configuration(arguments, environ, merged=chosen["to"] == MERGED)
     print("loading PyTorch and diffusers ...", file=sys.stderr, flush=True)
@@ -89,7 +89,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     request = Request(
         places=places,
         to=to,
-        output=None if output is None else Path(output).expanduser(),
+        output=output,
         dtype=chosen["dtype"],
         scale=1.0 if scale is None else scale,
         alpha=alpha,

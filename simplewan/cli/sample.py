@@ -41,7 +41,7 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
     seeds = _seeds(arguments)
     scale = arguments.number("adapter_scale", fix="1 is the strength of the training, 0.5 half of it")
     adapters = _adapters(arguments)
-    as_json = arguments.flag("json")
+    as_json, output = arguments.flag("json"), arguments.path("output")
     config: Path | None = None
     placeholders: dict[str, str] = {}
     if arguments.config != Path(NONE):
@@ -72,9 +72,8 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
 
     # Without a configuration, an output_dir that nobody named says nothing of what was trained.
     trained = loaded.options.run.output_dir if config is not None or "output_dir" in loaded.resolved else None
-    output = arguments.value("output") or str((trained or Path()) / "samples")
     request = Request(
-        output=Path(output).expanduser(),
+        output=output or (trained or Path()) / "samples",
         prompts=prompts,
         images=images,
         seeds=seeds,

@@ -71,7 +71,7 @@ def read_entries(path: Path, *, defaults: Mapping[str, Any], expand: Expander, f
             findings.problem(f"{shown}, entry {number}", "is not an object")
             continue
         name = next((str(raw[key]) for key in raw if plain_key(key) == "id" and raw[key]), "")
-        where = f'{shown}, dataset "{name}"' if name else f"{shown}, entry {number}"
+        where = f'{shown}, dataset "{name}"' if name.isprintable() and name else f"{shown}, entry {number}"
         if not name:
             findings.problem(where, "has no id", key="id", fix="give every dataset a name of its own")
         entries.append(_read_entry(raw, where=where, name=name, defaults=defaults, expand=expand, findings=findings))
@@ -163,8 +163,9 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
     for entry in entries:
         if entry.options.id and entry.options.id in ids:
             findings.problem(entry.where, "is there twice", key="id", fix="give every dataset a name of its own")
-        if "/" in entry.options.id:
-            findings.problem(entry.where, 'holds a "/"', key="id", value=entry.options.id, fix="leave it out of names")
+        if (fault := _fault_of_id(entry.options.id)) is not None:
+            fix = "write letters, digits, - and _: caches are in folders of this name"
+            findings.problem(entry.where, fault, key="id", value=entry.options.id, fix=fix)
         ids[entry.options.id] = entry
     enabled = [entry for entry in entries if not entry.options.disabled]
     if entries and not any(entry.options.is_training for entry in enabled) and not findings.problems:
@@ -175,6 +176,15 @@ def check_entries(entries: Sequence[Entry], *, shown: str, paths: Paths, finding
     for entry in enabled:
         find_later(entry.options, entry.given, dataset_catalogue(), where=entry.where, findings=findings)
         _check_entry(entry, kinds=kinds, paths=paths, findings=findings)
+
+
+def _fault_of_id(name: str) -> str | None:
+    """What keeps an id from being the name of a folder; None if nothing does."""
+    if name in (".", ".."):
+        return "is no name: it stands for another folder"
+    if not name.isprintable():
+        return "holds a character that cannot be shown"
+    return next((f'holds a "{sign}"' for sign in "/\\" if sign in name), None)
 
 
 def check_datasets(options: Options, entries: Sequence[Entry], *, findings: Findings) -> None:
@@ -208,6 +218,7 @@ def _check_entry(entry: Entry, *, kinds: Mapping[str, str], paths: Paths, findin
         if end is not None and end < start:
             findings.problem(entry.where, f"is above end_{unit} {end}", key=f"start_{unit}", value=start)
     _check_units(entry, findings)
+    _check_image_sizes(entry, findings)
     low, high = options.minimum_aspect_ratio, options.maximum_aspect_ratio
     if low and high and low > high:
         findings.problem(entry.where, f"is above maximum_aspect_ratio {high:g}", key="minimum_aspect_ratio", value=low)
@@ -243,6 +254,18 @@ def _check_units(entry: Entry, findings: Findings) -> None:
         elif options.resolution_type != "area" and value < FEWEST_PIXELS:
             fix = 'resolution_type = "area" counts megapixels'
             findings.problem(entry.where, "is a size in pixels", key="resolution", value=value, fix=fix)
+
+
+def _check_image_sizes(entry: Entry, findings: Findings) -> None:
+    """Limits that leave no source; either may be the default of config.json."""
+    low, high = entry.options.minimum_image_size, entry.options.maximum_image_size
+    if not entry.options.holds_files or not low or not high or low <= high:
+        return
+    inherited = [key for key in ("minimum_image_size", "maximum_image_size") if key not in entry.given]
+    fix = "every source would be left out: raise maximum_image_size, or lower minimum_image_size"
+    if inherited:
+        fix += f" ({' and '.join(inherited)}: from config.json)"
+    findings.problem(entry.where, f"is above maximum_image_size {high:g}", key="minimum_image_size", value=low, fix=fix)
 
 
 def _check_captions(entry: Entry, paths: Paths, findings: Findings) -> None:

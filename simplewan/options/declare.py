@@ -171,6 +171,11 @@ class Group(BaseModel):
         declared = declarations(cls).get(info.field_name or "")
         if declared is None:
             return value
+        if isinstance(value, str) and not value.strip() and Path in members(declared.annotation):
+            if declared.default is None:
+                return None
+            # An empty path would be the working directory: what is left of a shell variable that is not set.
+            raise Mistake("is empty", fix=f"leave it out ({declared.default} is taken), or name a place")
         if isinstance(value, bool) and not declared.is_flag and {int, float} & set(members(declared.annotation)):
             raise ValueError("is not a number")
         if isinstance(value, bool) and declared.takes_text:
@@ -192,6 +197,14 @@ class Group(BaseModel):
             if isinstance(item, str) and item not in known:
                 raise ChoiceError(item, declared.choices, later=tuple(declared.later_choices))
         return value
+
+
+class Mistake(ValueError):
+    """A value that cannot be, and how to mend it."""
+
+    def __init__(self, message: str, *, fix: str) -> None:
+        self.fix = fix
+        super().__init__(message)
 
 
 class ChoiceError(ValueError):

@@ -288,7 +288,23 @@ _MUSUBI = {
 _ATTENTION = "leave it out: attention runs through torch's scaled_dot_product_attention"
 _CACHED = "leave it out: latents and text embeddings are always cached on the disk, below cache_dir"
 _PARTS = "leave it out: text encoder and VAE are on the device only while they encode"
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN in the environment"
+# Variables that people give as options, and what is written there.
+_VARIABLES = {
+    "CUDA_VISIBLE_DEVICES": "0",
+    "HF_ENDPOINT": "https://...",
+    "HF_HOME": "FOLDER",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "4",
+    "WANDB_API_KEY": "KEY",
+    "WANDB_MODE": "offline",
+}
 _WITHOUT_OPTION = {
+    **dict.fromkeys(("hf_token", "hub_token", "huggingface_token", "token"), _LOGIN),
+    **{
+        name.lower(): f"it is an environment variable: write {name}={value} before the command"
+        for name, value in _VARIABLES.items()
+    },
     **dict.fromkeys(("flash3", "flash_attn", "sage_attn", "sdpa", "split_attn", "xformers"), _ATTENTION),
     **dict.fromkeys(("cache_latents", "cache_latents_to_disk"), _CACHED),
     **dict.fromkeys(("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"), _CACHED),

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from simplewan.errors import Problem
-from simplewan.options.declare import ChoiceError, Declared, members
+from simplewan.options.declare import ChoiceError, Declared, Mistake, members
 from simplewan.options.sources import Findings, Given, did_you_mean, plain_key
 
 REDACTED = "(redacted)"
@@ -133,9 +133,12 @@ def _message(item: Any, declared: Declared | None, *, several: bool) -> tuple[st
     if kind in _LIMITS and not several:
         words, name = _LIMITS[kind]
         percent = name == "le" and context[name] == 1 and (number := float(item["input"])) <= 100
-        return f"{words} {context[name]:g}", f"did you mean {number / 100:g}?" if percent else None
+        limit = f"{context[name]:g}" if isinstance(context[name], float) else str(context[name])
+        return f"{words} {limit}", f"did you mean {number / 100:g}?" if percent else None
     if kind == "value_error":
         cause = context["error"]
+        if isinstance(cause, Mistake):
+            return str(cause), cause.fix
         if not isinstance(cause, ChoiceError):
             return str(cause), None
         meant = did_you_mean(cause.value, cause.working) or did_you_mean(cause.value, cause.later)

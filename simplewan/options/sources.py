@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ COMMAND_LINE = "command line"
 PREFIX = "SIMPLEWAN_"
 # Read by the scripts and the examples; not options.
 RESERVED = ("SIMPLEWAN_VENV", "SIMPLEWAN_CACHE")
+# For the guess at what was meant: how alike two spellings are (0..1), how many letters tell the word that they begin,
+# and among how many words one may choose.
+_ALIKE, _BEGINNING, _FEW = 0.78, 4, 3
 _TOKEN = re.compile(r"\{([a-z_]+)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
 
 
@@ -69,10 +72,47 @@ def plain_key(key: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known word that `name` most likely stands for."""
+    """The known word that `name` most likely stands for; None rather than a far guess.
+
+    It is one slip away, or has every word of `name` in it (or what such a word begins): max_steps gives
+    max_train_steps. Where several have, the shortest is meant, unless there are too many to tell. Or it is much alike.
+    """
     folded = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
+    written = name.lower()
+    if close := difflib.get_close_matches(written, [word for word in folded if _is_slip(word, written)], n=1, cutoff=0):
+        return folded[close[0]]
+    parts = set(written.split("_"))
+    holding = sorted(
+        (len(whole), len(parts - {*whole}), -difflib.SequenceMatcher(None, written, word).ratio(), word)
+        for word in folded
+        if _holds(whole := word.split("_"), parts)
+    )
+    if not holding:
+        close = difflib.get_close_matches(written, list(folded), n=1, cutoff=_ALIKE)
+        return folded[close[0]] if close else None
+    shortest = [word for length, *_, word in holding if length == holding[0][0]]
+    return folded[shortest[0]] if len(shortest) == 1 or len(holding) <= _FEW else None
+
+
+def _is_slip(word: str, written: str) -> bool:
+    """Whether one letter is too many, missing or another, or two are swapped. Of two letters that says nothing."""
+    start = _shared(word, written)
+    end = _shared(word[start:][::-1], written[start:][::-1])
+    rest, other = word[start : len(word) - end], written[start : len(written) - end]
+    return len(written) > 2 and (max(len(rest), len(other)) <= 1 or (len(rest) == 2 and rest == other[::-1]))
+
+
+def _shared(first: str, second: str) -> int:
+    """How many letters both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _holds(whole: Sequence[str], parts: Collection[str]) -> bool:
+    """Whether each of the parts is, or begins, a part of the whole; one alone must be half of it."""
+    return (len(parts) > 1 or len(whole) <= 2) and all(
+        part in whole or (len(part) >= _BEGINNING and any(each.startswith(part) for each in whole)) for part in parts
+    )
 
 
 def read_json(path: Path, findings: Findings) -> Any:
@@ -171,8 +211,8 @@ def _known(given: Given, findings: Findings) -> Given | None:
 
 def unknown_key(given: Given, key: str) -> Problem:
     """The problem of a key that nobody knows, with the key that was meant if that can be told."""
-    if key in WITHOUT_OPTION:
-        fix = WITHOUT_OPTION[key]
+    if key.lower() in WITHOUT_OPTION:  # variables of the environment are written large
+        fix = WITHOUT_OPTION[key.lower()]
     elif key in MUSUBI:
         fix = _meaning(MUSUBI[key])
     elif key in dataset_catalogue() or f"video.{key}" in dataset_catalogue():

@@ -8,6 +8,7 @@ A string among the annotations is the type's name in the documentation.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,7 +123,12 @@ def _as_number(value: Any) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if isinstance(value, (int, float)) else None
+    if not isinstance(value, (int, float)):
+        return None
+    # A whole number of Python's has no end, and may be none of the computer's. NaN compares as false.
+    if not abs(value) <= sys.float_info.max:
+        raise ValueError("is too large a number" if isinstance(value, int) else "is not a finite number")
+    return float(value)
 
 
 def _write_resolution(value: float | tuple[Size, ...]) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simplewan.options.declare import Group, option
+from pydantic import field_validator
+
+from simplewan.options.declare import Group, Mistake, option
 from simplewan.options.values import Words
 
 _LORA = "model_type=lora"
@@ -57,3 +59,11 @@ class AdapterOptions(Group):
         help="JSON file of the LyCORIS adapter: algo, multiplier, linear_dim, linear_alpha, factor, full_matrix, "
         "apply_preset.",
     )
+
+    @field_validator("lora_targets", mode="after")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(name.strip() for name in value):
+            fix = "leave it out (attention is taken), or write attention, all, or names of linears"
+            raise Mistake("holds an empty name" if value else "is empty", fix=fix)
+        return value

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from simplewan.options.declare import Group, option
 
+# Half of what torch's generators take, so that the seeds which are made of it by adding fit, too.
+MAX_SEED = 2**63 - 1
+
 
 class RunOptions(Group):
     model_family: str = option(
@@ -18,7 +21,9 @@ class RunOptions(Group):
         restart_safe=True,
         help="Folder of the run: checkpoints, validation clips, events, final weights.",
     )
-    seed: int = option(42, minimum=0, help="Seed of every random draw; the same seed gives the same run.")
+    seed: int = option(
+        42, minimum=0, maximum=MAX_SEED, help="Seed of every random draw; the same seed gives the same run."
+    )
     resume_from_checkpoint: str = option(
         "latest",
         restart_safe=True,
