@@ -127,7 +127,6 @@ def test_a_minimum_above_the_maximum_leaves_nothing(tmp_path: Path) -> None:
         ("LR_Scheduler", "lr_scheduler"),
         ("gradient_checkpoint", "gradient_checkpointing"),
         *((word, None) for word in ("hub_token", "wandb_mode", "color_jitter", "temperature", "banana", "username")),
-        *((word, None) for word in ("ema_rate", "use_wandb", "num_gpus", "cfg_scale", "lora_dim", "gpu", "model")),
     ],
 )
 def test_a_guess_is_close_or_none_is_made(written: str, meant: str | None) -> None:

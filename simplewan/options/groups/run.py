@@ -33,6 +33,7 @@ class RunOptions(Group):
     max_train_steps: int = option(
         0,
         minimum=0,
+        maximum=10_000_000,
         unit="steps",
         restart_safe=True,
         help="Optimiser steps of the run, all experts together; 0 is off.",
@@ -40,6 +41,7 @@ class RunOptions(Group):
     num_train_epochs: int = option(
         0,
         minimum=0,
+        maximum=100_000,
         unit="epochs",
         restart_safe=True,
         help="Passes over the data, by all experts together; 0 is off. The earlier end counts.",
