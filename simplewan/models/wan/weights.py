@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# What torch raises, too, of bytes that are none of its own.
+_NO_PICKLE = (EOFError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
 Readers = Mapping[str, Callable[[], Tensor]]
 
 
@@ -57,7 +60,7 @@ class Weights:
 
     def __init__(self, readers: Readers, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._readers = readers
-        self._is_scaled = any(name.rpartition(".")[2] in (*SCALES, _MARKER) for name in readers)
+        self._is_scaled = has_scales(readers)
         self.names = tuple(name for name in readers if not is_beside(name))
         self.shapes = {name: shapes[name] for name in self.names}
 
@@ -68,15 +71,26 @@ class Weights:
         for scale in SCALES:
             if name.endswith(".weight") and f"{module}.{scale}" in self._readers:
                 return scaled(value.float(), self._readers[f"{module}.{scale}"]().float(), name)
-        # Scales are those of linear layers; nothing else is multiplied.
-        if self._is_scaled and value.dtype in _FP8 and value.ndim == 2 and name.endswith(".weight"):
-            raise ValueError(f"{name} is fp8 and has no scale ({module}.{SCALES[0]}), as other weights there have")
+        if self._is_scaled and value.dtype in _FP8:
+            refuse_unscaled(name, value.shape)
         return value
 
 
 def is_beside(name: str) -> bool:
     """Whether a tensor is no weight, but belongs to those that are stored in fp8."""
     return name.rpartition(".")[2] in _BESIDE
+
+
+def has_scales(names: Iterable[str]) -> bool:
+    """Whether some of the weights with these names are stored with scales."""
+    return any(name.rpartition(".")[2] in (*SCALES, _MARKER) for name in names)
+
+
+def refuse_unscaled(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError for an fp8 tensor without a scale in a file with scales, if it is of the kind that has one."""
+    if len(shape) == 2 and name.endswith(".weight"):  # scales are those of linear layers
+        module = name.removesuffix(".weight")
+        raise ValueError(f"{name} is fp8 and has no scale ({module}.{SCALES[0]}), which its file has of others")
 
 
 def scaled(value: Tensor, scale: Tensor, name: str) -> Tensor:
@@ -155,6 +169,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own words advise to run it
         what = f"refers to {named[1]}, which is no part of a tensor" if named else "is no pickle of tensors alone"
         raise UnsafeFile(f"{file.name} {what}, and it is not run") from error
+    except _NO_PICKLE as error:
+        raise ValueError(f"{file.name} is no file of PyTorch's, or damaged") from error
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
