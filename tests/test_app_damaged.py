@@ -103,6 +103,7 @@ def test_a_folder_of_diffusers(part: str, edit: Any, words: str, model: Path, re
     change(next((model / part).glob("*.safetensors")), edit)
     told = refuse()
     assert words in told and f"has a {part} " in told
+    assert "LOAD REPORT" not in told  # which says that something was initialised
 
 
 @pytest.mark.parametrize("command", ["cache", "sample"])

@@ -19,7 +19,7 @@ import torch
 
 from simplewan.errors import Problem, UserError
 from simplewan.flavours import Flavour
-from simplewan.headers import indexed_files, weight_files
+from simplewan.headers import indexed_files, read_headers, weight_files
 from simplewan.models.wan import checking
 from simplewan.models.wan.original import (
     build_as_configured,
@@ -32,7 +32,7 @@ from simplewan.models.wan.original import (
 )
 from simplewan.models.wan.sources import ModelSource, Source
 from simplewan.models.wan.weights import UnsafeFile, described, described_weights
-from simplewan.recognition import DIFFUSERS, of_config, part_in, read_config, recognise
+from simplewan.recognition import DIFFUSERS, of_config, of_header, part_in, read_config, recognise
 
 _DAMAGED = "a file of it is damaged, incomplete or of another kind: download or copy it again"
 _UNSAFE = "convert it to .safetensors with the tool that made it, or take another copy; a stranger's file may do harm"
@@ -58,12 +58,28 @@ def look_at(model: ModelSource, path: Path, place: Source, flavour: Flavour) -> 
     if problems or rehearse is None:
         return problems
     try:
-        with reading(place):
+        with reading(place), _silent_libraries():
             told = rehearse(model, place, path)
         refuse_misfit(told, place)
     except UserError as error:
         return list(error.problems)
     return []
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """What they say of tensors is told by us, and they say it again when they load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    of_diffusers.set_verbosity_error()
+    of_transformers.set_verbosity_error()
+    try:
+        yield
+    finally:
+        of_diffusers.set_verbosity(before[0])
+        of_transformers.set_verbosity(before[1])
 
 
 @contextmanager
@@ -127,8 +143,9 @@ def configs_near(model: ModelSource, place: Source, path: Path) -> list[Mapping[
     Raises ValueError for a folder whose configuration is of another size than its weights.
     """
     beside = read_config(path.parent if path.is_file() else path)
-    said, found = of_config(beside), recognise(path) if path.is_dir() else None
-    if said is not None and found is not None and said.size != found.size:
+    said, header = of_config(beside), read_headers(weight_files(path)) if path.is_dir() else None
+    found = None if header is None else of_header(header)
+    if said is not None and found is not None and said.size not in (None, found.size):
         sizes = (f"{each.width} wide, {each.blocks} blocks" for each in (found, said))
         raise ValueError("its weights are {}, and its config.json says {}".format(*sizes))
     return [beside, base_config(model, place.part)]
