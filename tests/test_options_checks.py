@@ -184,3 +184,16 @@ def test_first_frames_that_a_flavour_cannot_be_given_are_refused(tmp_path: Path)
         notices = [n.message for n in load_in(tmp_path, model_flavour=flavour, i2v_probability=1).notices]
         said = [text for text in notices if "i2v_probability (needs a flavour of TI2V)" in text]
         assert bool(said) == (flavour != "ti2v-5b-2.2")
+
+
+def test_an_alpha_that_is_not_the_rank_is_stated(tmp_path: Path) -> None:
+    def told(**config: Any) -> list[str]:
+        return [notice.message for notice in load_in(tmp_path, **config).notices if "alpha" in notice.message]
+
+    [said] = told(lora_rank=32, lora_alpha=1)
+    assert "lora_alpha = 1 with lora_rank = 32" in said and "a scale of 0.0312" in said
+    assert told(lora_rank=32, lora_alpha=32) == told(lora_rank=4) == []
+    assert "not read" in told(lora_alpha=2, model_type="full")[0]
+    both = {"model_flavour": "t2v-a14b-2.2", "lora_rank": 8, "lora_alpha": 8, "lora_rank_low": 4}
+    [said] = told(**both)
+    assert "lora_alpha = 8 with lora_rank_low = 4" in said and "a scale of 2" in said

@@ -119,10 +119,13 @@ def test_keys_of_other_trainers_are_answered(tmp_path: Path, key: str, fix: str)
 
 
 def test_environment_names_of_other_programs(tmp_path: Path) -> None:
-    environ = {"WAN_FEED_FORWARD_CHUNK_SIZE": "2", "SIMPLEWAN_CACHE": "/x", "SIMPLEWAN_LORA_RAN": "3"}
+    environ = {"WAN_FEED_FORWARD_CHUNK_SIZE": "2", "SIMPLEWAN_CACHE": "/x", "SIMPLEWAN_HOMEPAGE": "3"}
     loaded = load_in(tmp_path, environ=environ)
     assert loaded.options.memory.feed_forward_chunk_size == 2
     assert [problem.key for problem in loaded.later] == ["enable_chunked_feed_forward"]
     assert [notice.message for notice in loaded.notices if "SIMPLEWAN" in notice.message] == [
-        "environment: SIMPLEWAN_LORA_RAN names no option and is not read; did you mean SIMPLEWAN_LORA_RANK?"
+        "environment: SIMPLEWAN_HOMEPAGE names no option and is not read"
     ]
+    found = problems(tmp_path, environ={"SIMPLEWAN_LORA_RAN": "3"}, learning_rate="fast")
+    assert "environment: SIMPLEWAN_LORA_RAN names no option; did you mean SIMPLEWAN_LORA_RANK?" in found
+    assert "learning_rate" in found

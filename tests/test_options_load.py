@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from option_files import DATASET, load_in, problems, write
 
 from simplewan.errors import UserError
 from simplewan.options import load
+from simplewan.options.written import config_hash
 
 
 def test_defaults_then_json_then_environment_then_command_line(tmp_path: Path) -> None:
@@ -259,6 +261,20 @@ def test_the_record_of_a_run_is_no_configuration(tmp_path: Path) -> None:
     assert (
         text == f"{record}: is the record of a run, not a configuration; give the config.json that the run began with"
     )
+
+
+def test_the_hash_of_a_configuration_is_that_of_what_decides_the_result(tmp_path: Path) -> None:
+    def hash_of(**config: Any) -> str:
+        return config_hash(load_in(tmp_path, **{"lora_rank": 8, "output_dir": "a", **config}).resolved)
+
+    same = hash_of()
+    assert hash_of(output_dir="b", validation_disable=True, report_to="wandb", idle_expert="stay") == same
+    moved = {**DATASET, "cache_dir_vae": "elsewhere"}
+    assert hash_of(datasets=[moved]) == same and len(same) == 16
+    longer = {**DATASET, "video": {"num_frames": 41}}
+    data = ([longer], [DATASET, {**DATASET, "id": "more"}])
+    changed = [{"lora_rank": 4}, {"learning_rate": 1e-5}, {"seed": 1}, *({"datasets": entries} for entries in data)]
+    assert len({same, *(hash_of(**each) for each in changed)}) == 1 + len(changed)
 
 
 def test_options_are_frozen(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ commands:
   options     search the list of options: options [WORD ...] [--json]
   examples    bundled examples: examples list | examples copy NAME
   configure   write a configuration by answering questions (to come)
+  check       tell the mistakes, the plan and the memory of a run without training (to come)
 
   --help      this page; `simpletuner COMMAND --help` tells more
   --version   the version
@@ -106,13 +107,14 @@ def _examples(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
-def _configure(_arguments: Sequence[str]) -> int:
-    print(
-        "simpletuner configure is still to come. Until then, start from config/config.json.example and "
-        "config/multidatabackend.json.example; `simpletuner options WORD` explains the keys.",
-        file=sys.stderr,
-    )
-    return EXIT_USER_ERROR
+def _later(command: str, until_then: str) -> Callable[[Sequence[str]], int]:
+    """What a command that is still to come answers."""
+
+    def answer(_arguments: Sequence[str]) -> int:
+        print(f"simpletuner {command} is still to come. Until then, {until_then}.", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+    return answer
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -124,5 +126,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "lora": _lora,
     "options": _options,
     "examples": _examples,
-    "configure": _configure,
+    "configure": _later(
+        "configure",
+        "start from config/config.json.example and config/multidatabackend.json.example; `simpletuner options WORD` "
+        "explains the keys",
+    ),
+    "check": _later("check", "`simpletuner cache` tells every mistake that train would, and fills the caches"),
 }

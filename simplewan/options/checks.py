@@ -23,7 +23,7 @@ from simplewan.flavours import (
     unsupported,
 )
 from simplewan.options.catalogue import Options
-from simplewan.options.experts import budgets_of, has_own
+from simplewan.options.experts import adapter_of, budgets_of, has_own, key_of
 from simplewan.options.groups.flow import FlowOptions
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
@@ -118,6 +118,7 @@ def check_options(
     _check_experts(options, where, config, flavour, findings)
     if flavour is not None:
         check_starts(options, where, config, flavour, paths, findings)
+        _tell_of_alpha(options, where, flavour, findings)
     _check_memory(where, findings)
     if options.validation.wan_validation_load_other_stage and flavour is not None and flavour.other_stage is None:
         key = "wan_validation_load_other_stage"
@@ -270,6 +271,24 @@ def _check_experts(
             value=share,
             fix=f"train the other alone, with model_flavour={flavour.name}-{expert}",
         )
+
+
+def _tell_of_alpha(options: Options, where: Mapping[str, str], flavour: Flavour, findings: Findings) -> None:
+    """An alpha that is not the rank weakens or strengthens what is learnt: configurations copy it without a thought."""
+    if options.model.model_type != "lora":
+        return
+    told = {}
+    for expert in flavour.trained_experts:
+        alpha, rank = (key_of(options, flavour, expert, key) for key in ("lora_alpha", "lora_rank"))
+        adapter = adapter_of(options, flavour, expert)
+        if adapter.lora_alpha is not None and adapter.lora_alpha != adapter.lora_rank:
+            scale = adapter.lora_alpha / adapter.lora_rank
+            told[alpha] = (
+                f"{where[alpha]}: {alpha} = {adapter.lora_alpha:g} with {rank} = {adapter.lora_rank}: what is learnt "
+                f"acts at a scale of {scale:.3g}, alpha / rank; leave {alpha} out for 1"
+            )
+    for text in told.values():
+        findings.inform(text)
 
 
 def _check_memory(where: Mapping[str, str], findings: Findings) -> None:

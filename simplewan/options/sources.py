@@ -202,10 +202,10 @@ def _from_environment(environ: Mapping[str, str], findings: Findings) -> Iterabl
         key = name.removeprefix(PREFIX).lower()
         if key in catalogue():
             yield Given(key, environ[name], f"environment {name}")
-        else:
-            meant = did_you_mean(key, catalogue())
-            hint = f"; did you mean {PREFIX}{meant.upper()}?" if meant else ""
-            findings.warn(f"environment: {name} names no option and is not read{hint}")
+        elif meant := did_you_mean(key, catalogue()):
+            findings.problem("environment", "names no option", key=name, fix=f"did you mean {PREFIX}{meant.upper()}?")
+        else:  # it may be another program's
+            findings.warn(f"environment: {name} names no option and is not read")
 
 
 @dataclass(frozen=True)

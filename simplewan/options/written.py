@@ -6,6 +6,8 @@ text with `{env:NAME}` or a placeholder in it, stay as they were written; secret
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from simplewan.options.problems import redact
 from simplewan.options.sources import Given, holds_token
 
 DATASETS = "datasets"
+# What may change on the way and decides the result nevertheless: options of these groups, but for where one waits.
+_DECIDING, _WAITING = ("optimizer", "experts"), "idle_expert"
 
 
 def as_saved(found: Mapping[str, Given], group: BaseModel, among: Mapping[str, Declared]) -> dict[str, Any]:
@@ -51,6 +55,22 @@ def _unexpanded(raw: Any, value: Any, dumped: Any) -> Any:
         inner = value if isinstance(value, (list, tuple)) else dumped
         return [_unexpanded(*items) for items in zip(raw, inner, dumped, strict=True)]
     return dumped
+
+
+def config_hash(record: Mapping[str, Any]) -> str:
+    """16 hex digits that name the given options that decide the result: not where things lie, nor how it is watched."""
+    among, entry_keys = catalogue(), dataset_catalogue()
+    deciding = {
+        key: value
+        for key, value in record.items()
+        if key in among and (not among[key].restart_safe or (among[key].group in _DECIDING and key != _WAITING))
+    }
+    entries = [
+        {key: value for key, value in entry.items() if not entry_keys[key].restart_safe}
+        for entry in record.get(DATASETS, [])
+    ]
+    text = json.dumps([deciding, entries], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], facts: Mapping[str, bool] | None = None) -> list[str]:
