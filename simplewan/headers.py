@@ -92,15 +92,15 @@ def weight_files(path: Path) -> list[Path]:
         return []
     indexes = sorted(path.glob("*.index.json")) + sorted(path.glob("*.index.*.json"))
     if indexes:
-        return [path / name for name in _indexed(indexes[0])]
+        return indexed_files(indexes[0])
     for ending in (".safetensors", *PICKLED):
         if files := sorted(file for file in path.glob(f"*{ending}") if file.stat().st_size):
             return files
     return []
 
 
-def _indexed(index: Path) -> list[str]:
-    """The files that an index names."""
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index names. Raises ValueError for one that is damaged."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -108,7 +108,7 @@ def _indexed(index: Path) -> list[str]:
     files = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise ValueError(f"has a {index.name} without a weight_map, which says where each tensor lies")
-    return sorted(set(files.values()))
+    return [index.with_name(name) for name in sorted(set(files.values()))]
 
 
 def read_safetensors(file: Path) -> Header:

@@ -212,7 +212,10 @@ def inside_vae(tensors: Mapping[str, Any]) -> dict[str, str]:
 
 
 def of_header(header: Header) -> Found | None:
-    """What a file is by the names and shapes of its tensors; None when they are nobody's that is known here."""
+    """What a file is by the names and shapes of its tensors; None when they are nobody's that is known here.
+
+    Raises ValueError for a transformer whose patches have no shape of patches.
+    """
     names = inside(header.tensors)
     bare = Header({name: header.tensors[whole] for name, whole in names.items()}, header.metadata)
     if any(_is_lora(name) for name in header.tensors):
@@ -230,7 +233,7 @@ def of_header(header: Header) -> Found | None:
         if len(vae.shape(conv)) == 5 and vae.shape(latents):
             return Found(VAE, naming, latent_channels=vae.shape(latents)[0], quantised=quantised)
     for name, naming in (("token_embedding.weight", ORIGINAL), ("shared.weight", DIFFUSERS)):
-        if bare.shape(name) and _is_umt5(bare):
+        if len(bare.shape(name)) == 2 and _is_umt5(bare):
             return Found(TEXT_ENCODER, naming, width=bare.shape(name)[1], quantised=quantised)
     for name in ("visual.patch_embedding.weight", *(f"{p}embeddings.patch_embedding.weight" for p in CLIP_PREFIXES)):
         if bare.shape(name):
@@ -269,6 +272,8 @@ def _of_transformer(header: Header) -> Found:
         return header.shape(original) or header.shape(diffusers)
 
     patch = header.shape("patch_embedding.weight")
+    if len(patch) != 5 or 0 in patch:
+        raise ValueError(f"patch_embedding.weight has shape {list(patch)}, expected 5 dimensions")
     clip = shape("img_emb.proj.0.weight", "condition_embedder.image_embedder.norm1.weight")
     time = shape("time_embedding.0.weight", "condition_embedder.time_embedder.linear_1.weight")
     text = shape("text_embedding.0.weight", "condition_embedder.text_embedder.linear_1.weight")

@@ -437,6 +437,15 @@ def test_an_fp8_base_is_taken_for_what_it_stands_for(kind: str, layout: str, cap
     assert "written in fp32" in capfd.readouterr().err
 
 
+def test_an_fp8_base_without_one_of_its_scales_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x")
+    stored = fp8_scaled(original_transformer(tiny_transformer()), marker=False)
+    del stored["blocks.1.ffn.0.scale_weight"]
+    save_file(stored, "base.safetensors")
+    assert merged("x.safetensors", "base=base.safetensors") == 2
+    assert "blocks.1.ffn.0.weight is fp8 and has no scale" in capfd.readouterr().err
+
+
 def test_numbers_that_nobody_here_reads_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
     lora("x")
     tensors = original_transformer(tiny_transformer())

@@ -336,7 +336,7 @@ def test_the_image_models_are_told_apart(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoder_of_another_width_is_found_beforehand(copy: Path) -> None:
-    edit_config(copy / "image_encoder/config.json", hidden_size=48)
+    tiny_clip(dim=48)[1].save_pretrained(copy / "image_encoder")
     assert f"image_encoder 48 wide, and a transformer that takes {CLIP_DIM}" in problems_of(Model(str(copy)), I2V_21)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from tiny import Model, save_tiny_model
 from simplewan.errors import UserError
 from simplewan.flavours import find_flavour
 from simplewan.models.keys import to_original
+from simplewan.models.wan import checking
 from simplewan.models.wan.hub import download
 from simplewan.models.wan.loading import check_files, load_text_encoder, load_transformer, load_vae
 from simplewan.models.wan.sources import fingerprint
@@ -108,11 +110,46 @@ def test_a_damaged_text_part_is_named(copy: Path, damaged: str) -> None:
         load_text_encoder(Model(str(copy)), MINI, torch.float32)
 
 
+def test_what_is_loaded_is_not_trusted_either(copy: Path) -> None:
+    """As of a hub, of which nothing was seen before."""
+    for part, load in (("transformer", lambda: load_transformer(Model(str(copy)), MINI, "high", torch.float32)),
+                       ("vae", lambda: load_vae(Model(str(copy)), MINI, torch.float32))):  # fmt: skip
+        file = next((copy / part).glob("*.safetensors"))
+        state = load_file(file)
+        name, _ = state.popitem()
+        save_file(state, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"lacks 1 tensors, {re.escape(name)} among them"):
+            load()
+
+
+def test_the_files_of_the_variant_are_those_that_are_looked_at(copy: Path) -> None:
+    """Beside them the others, which are not read."""
+    name = "diffusion_pytorch_model.{}safetensors"
+    for part in ("transformer", "vae"):
+        state = load_file(copy / part / name.format(""))
+        save_file(
+            {key: value.half() for key, value in state.items()}, copy / part / name.format("fp16."), {"format": "pt"}
+        )
+        state.popitem()
+        save_file(state, copy / part / name.format(""), {"format": "pt"})
+    check_files(Model(str(copy), variant="fp16"), MINI)
+    loaded = load_transformer(Model(str(copy), variant="fp16"), MINI, "high", torch.float32)
+    assert torch.equal(loaded.proj_out.weight, loaded.proj_out.weight.half().float())
+    assert "lacks 1 tensors" in problems_of(Model(str(copy)))
+
+
+def test_an_fp8_folder_of_another_size_than_its_configuration(copy: Path) -> None:
+    file = next((copy / "transformer").glob("*.safetensors"))
+    state = {key: value for key, value in load_file(file).items() if not key.startswith("blocks.1.")}
+    save_file({key: v.to(torch.float8_e4m3fn) if v.ndim == 2 else v for key, v in state.items()}, file)
+    assert "are 32 wide, 1 blocks, and its config.json says 32 wide, 2 blocks" in problems_of(Model(str(copy)))
+
+
 def test_the_wrong_size_is_refused_with_found_and_expected(copy: Path) -> None:
     edit_config(copy / "transformer/config.json", num_attention_heads=40, attention_head_dim=128, num_layers=40)
     text = problems_of(Model(str(copy)), find_flavour("t2v-480p-1.3b-2.1"))
     assert "14B (5120 wide, 40 blocks), expected 1.3B (1536 wide, 30 blocks)" in text
-    check_files(Model(str(copy)), MINI)
+    checking.check_files(Model(str(copy)), MINI)  # of any size; the weights are still small, which this does not see
 
 
 def test_all_problems_at_once(copy: Path) -> None:

@@ -29,7 +29,7 @@ from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import EXIT_DONE, EXIT_FAILURE, Interrupted, Problem, UserError, counted
 from simplewan.events import Emitter, ErrorHappened, Notice, SampleRendered
 from simplewan.flavours import EXPERT_SUBFOLDER, other_model
-from simplewan.models.wan.checking import check_files
+from simplewan.models.wan.loading import check_files
 from simplewan.models.wan.sources import present_experts, source
 from simplewan.options import Loaded
 from simplewan.options.sources import COMMAND_LINE

@@ -79,13 +79,13 @@ def lora_metadata_of(path: Path) -> Mapping[str, str]:
     pickled = path.suffix in PICKLED
     try:
         header = read_header(path) if pickled else read_safetensors(path)
+        found = None if header is None else of_header(header)
     except OSError as error:
         raise UserError(Problem(str(path), f"cannot be read: {error.strerror}", fix=_FIX)) from error
     except ValueError as error:
         message = str(error).removeprefix(f"{path.name} ")
         fix = "copy or download it again" if "cut off" in message or "damaged" in message else _FIX
         raise UserError(Problem(str(path), message, fix=fix)) from error
-    found = None if header is None else of_header(header)
     if found is not None and found.kind != LORA_KIND:
         what, belongs = KINDS[found.kind]
         raise UserError(Problem(str(path), f"is {what}, expected a LoRA of a Wan transformer", fix=belongs))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplewan.headers import read_safetensors
-from simplewan.models.wan.weights import SCALES, is_beside, scaled
+from simplewan.models.wan.weights import SCALES, has_scales, is_beside, refuse_unscaled, scaled
 
 _WRITTEN = {
     torch.float32: "F32",
@@ -78,7 +78,7 @@ def stored_in(*files: Path) -> list[Stored]:
     """The weights in files. Raises ValueError for what is no safetensors file, or holds numbers that are not read."""
     every = [(key, file, info) for file in files for key, info in read_safetensors(file).tensors.items()]
     beside = {key: Stored(key, file, info.shape, info.dtype) for key, file, info in every if is_beside(key)}
-    stored = []
+    stored, are_scaled = [], has_scales(beside)
     for key, file, info in every:
         if key in beside:
             continue
@@ -87,6 +87,8 @@ def stored_in(*files: Path) -> list[Stored]:
         scales = (f"{key.removesuffix('.weight')}.{scale}" for scale in SCALES)
         scale = next((beside[name] for name in scales if name in beside), None)
         stored.append(Stored(key, file, info.shape, info.dtype, scale))
+        if are_scaled and scale is None and stored[-1].is_fp8:
+            refuse_unscaled(key, info.shape)
     return stored
 
 

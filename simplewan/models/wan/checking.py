@@ -7,7 +7,7 @@ recognition, flavours, errors. A message says what was found, what was expected,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,26 +47,32 @@ _TI2V_TIME = (
 
 
 def check_files(
-    model: ModelSource, flavour: Flavour, *, experts: Sequence[str] | None = None, with_other_stage: bool = False
+    model: ModelSource,
+    flavour: Flavour,
+    *,
+    experts: Sequence[str] | None = None,
+    with_other_stage: bool = False,
+    look: Callable[[Path, Source, Flavour], list[Problem]] | None = None,
 ) -> None:
     """Look at every part that is needed, as far as it is local, and whether the others can be had.
 
     Needed are the transformers of `experts`, by default those that `flavour` trains, the VAE and the text encoder, for
-    Wan 2.1 I2V the image encoder; and the other stage's transformer when validation renders with it. Raises UserError
-    with all problems.
+    Wan 2.1 I2V the image encoder; and the other stage's transformer when validation renders with it. `look` says what
+    is wrong with what is local, by default `check_part`. Raises UserError with all problems.
     """
+    look = look or check_part
     wanted = [EXPERT_SUBFOLDER[expert] for expert in (flavour.trained_experts if experts is None else experts)]
     clip = ("image_encoder", "image_processor") if needs_image_embeds(flavour) else ()
     problems = [
         problem
         for part in (*wanted, "vae", "text_encoder", "tokenizer", *clip)
-        for problem in _problems_of(model, flavour, part)
+        for problem in _problems_of(model, flavour, part, look)
     ]
     if clip and not problems:
         problems = [problem for part in wanted for problem in _other_clip(model, flavour, part)]
     other = flavour.other_stage
     if with_other_stage and other is not None:
-        for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other]):
+        for problem in _problems_of(model, flavour, EXPERT_SUBFOLDER[other], look):
             fix = f"{problem.fix}; or set wan_validation_load_other_stage, which needs it, to false"
             if problem not in problems:  # a model that is not there at all is told once
                 problems.append(replace(problem, fix=fix))
@@ -77,11 +83,13 @@ def check_files(
         raise UserError(*unique)
 
 
-def _problems_of(model: ModelSource, flavour: Flavour, part: str) -> Sequence[Problem]:
+def _problems_of(
+    model: ModelSource, flavour: Flavour, part: str, look: Callable[[Path, Source, Flavour], list[Problem]]
+) -> Sequence[Problem]:
     try:
         place = source(model, flavour, part)
         if place.is_local:
-            return check_part(part_path(place), place, flavour)
+            return look(part_path(place), place, flavour)
         found = of_config(read_config(part_config(place)))
         return [] if found is None else _mismatch(found, place, flavour)
     except UserError as error:
@@ -128,7 +136,7 @@ def check_part(path: Path, place: Source, flavour: Flavour) -> list[Problem]:
     if found is not None:
         return _mismatch(found, place, flavour)
     if path.is_dir() or path.suffix in PICKLED:
-        return []  # torch and diffusers will tell
+        return []  # the rehearsal will tell
     fix = f"its tensors have to be named as in Wan's repositories, ComfyUI's files or diffusers' {place.part}"
     return [Problem("model", f"is no {_wanted(place)[0][2:]}", key=place.key, value=place.name, fix=fix)]
 

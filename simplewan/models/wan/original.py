@@ -2,8 +2,8 @@
 
 The sizes come from the shapes, what no shape tells from Wan's constants or from a configuration beside the file;
 nothing is asked of a hub. Modules are made without memory and are given the tensors of the file, so a model is in
-memory once. What the libraries keep in float32 is taken as float32 from the file. A tensor too few or too many is a
-ValueError.
+memory once; of tensors that are descriptions alone (weights.py) a model is made that is one, too. What the libraries
+keep in float32 is taken as float32 from the file. A tensor too few, too many or of another shape is a ValueError.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from simplewan.headers import Header, Info, read_headers, weight_files
-from simplewan.models.keys import to_diffusers
+from simplewan.models.keys import to_diffusers, to_original
 from simplewan.models.wan.vae_names import original_vae_name, vae_config
-from simplewan.models.wan.weights import Weights, open_weights
+from simplewan.models.wan.weights import Weights
 from simplewan.recognition import (
     CLIP_HEAD_WIDTH,
     CLIP_PREFIXES,
@@ -65,26 +65,41 @@ _CLIP = {
 }
 
 
-def build_transformer(path: Path, dtype: torch.dtype, *, configs: Iterable[Mapping[str, Any]]) -> Any:
-    """A WanTransformer3DModel from a file or a folder of shards, in either naming.
+def build_transformer(weights: Weights, dtype: torch.dtype, *, configs: Iterable[Mapping[str, Any]]) -> Any:
+    """A WanTransformer3DModel from the weights of a file or a folder of shards, in either naming.
 
     `configs` may tell what no shape does; the first that is of a model of these sizes is taken. Raises ValueError.
     """
-    from accelerate import init_empty_weights
     from diffusers import WanTransformer3DModel
 
-    with open_weights(path) as weights:
-        found = _described(weights)
-        config = transformer_config(found, configs)
-        with init_empty_weights():  # the rotary tables, which no file holds, are made as always
-            transformer = WanTransformer3DModel.from_config(config)
-        translate = str if found.naming == DIFFUSERS else _diffusers_name  # both have a norm2, not the same one
-        names = {translate(bare): whole for bare, whole in inside(dict.fromkeys(weights.names)).items()}
-        kept = set(WanTransformer3DModel._keep_in_fp32_modules)
-        ignored = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
-        names = {name: whole for name, whole in names.items() if not any(word in name for word in ignored)}
-        _fill(transformer, weights, names, lambda name: torch.float32 if kept & set(name.split(".")) else dtype)
+    found = _described(weights)
+    transformer = _without_memory(WanTransformer3DModel, transformer_config(found, configs))
+    # Both namings have a norm2, not the same one.
+    translate, back = (str, str) if found.naming == DIFFUSERS else (_diffusers_name, to_original)
+    theirs = {translate(bare): whole for bare, whole in inside(dict.fromkeys(weights.names)).items()}
+    ignored = WanTransformer3DModel._keys_to_ignore_on_load_unexpected
+    theirs = {name: whole for name, whole in theirs.items() if not any(word in name for word in ignored)}
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules)
+    names = {name: back(name) for name in transformer.state_dict()} | theirs
+    _fill(transformer, weights, names, lambda name: torch.float32 if kept & set(name.split(".")) else dtype)
     return transformer
+
+
+def build_as_configured(cls: Any, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype) -> Any:
+    """A module of diffusers by its own configuration, from weights in diffusers' naming. Raises ValueError."""
+    module = _without_memory(cls, config)
+    ignored = cls._keys_to_ignore_on_load_unexpected or ()
+    names = (*module.state_dict(), *(name for name in weights.names if not any(word in name for word in ignored)))
+    _fill(module, weights, {name: name for name in names}, lambda _name: dtype)
+    return module
+
+
+def _without_memory(cls: Any, config: Mapping[str, Any]) -> Any:
+    """A module of diffusers without memory, but for its rotary tables, which no file holds."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return cls.from_config(dict(config))
 
 
 def described_config(path: Path, *, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -133,29 +148,26 @@ def _diffusers_name(name: str) -> str:
         return name
 
 
-def build_vae(file: Path, dtype: torch.dtype) -> Any:
+def build_vae(file: Path, weights: Weights, dtype: torch.dtype) -> Any:
     """An AutoencoderKLWan of either kind from one file in the original naming, or in diffusers' with a config.json.
 
     Raises ValueError.
     """
-    from accelerate import init_empty_weights
     from diffusers import AutoencoderKLWan
 
-    with open_weights(file) as weights:
-        inner = inside_vae(weights.shapes)
-        named_as_diffusers = "decoder.conv_in.weight" in inner
-        shapes = {bare: weights.shapes[name] for bare, name in inner.items()}
-        config = _vae_config_beside(file) if named_as_diffusers else vae_config(shapes)
-        with init_empty_weights():
-            vae = AutoencoderKLWan.from_config(config)
-        names = {name: name for name in vae.state_dict()}
-        if not named_as_diffusers:
-            kind = {"blocks": config["num_res_blocks"], "residual": config["is_residual"]}
-            names = {name: original_vae_name(name, **kind) for name in names}
-        surplus = {name: name for name in set(inner) - set(names.values())}
-        # What the file lacks is asked for by its bare name, and told by it.
-        names = {name: inner.get(bare, bare) for name, bare in (names | surplus).items()}
-        _fill(vae, weights, names, lambda _name: dtype)
+    inner = inside_vae(weights.shapes)
+    named_as_diffusers = "decoder.conv_in.weight" in inner
+    shapes = {bare: weights.shapes[name] for bare, name in inner.items()}
+    config = _vae_config_beside(file) if named_as_diffusers else vae_config(shapes)
+    vae = _without_memory(AutoencoderKLWan, config)
+    names = {name: name for name in vae.state_dict()}
+    if not named_as_diffusers:
+        kind = {"blocks": config["num_res_blocks"], "residual": config["is_residual"]}
+        names = {name: original_vae_name(name, **kind) for name in names}
+    surplus = {name: name for name in set(inner) - set(names.values())}
+    # What the file lacks is asked for by its bare name, and told by it.
+    names = {name: inner.get(bare, bare) for name, bare in (names | surplus).items()}
+    _fill(vae, weights, names, lambda _name: dtype)
     return vae
 
 
@@ -172,21 +184,21 @@ def is_unused(name: str) -> bool:
     return name in _UNUSED or name.startswith(_UNUSED_STARTS) or name.endswith("position_ids")
 
 
-def build_text_encoder(file: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+def build_text_encoder(weights: Weights, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
     """(UMT5EncoderModel, what transformers says of missing weights) from one file in the original or HF's naming."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     # What transformers keeps in float32 where half precision would overflow.
     kept = set(UMT5EncoderModel._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
-    with open_weights(file) as weights:
-        named = {_t5_name(name): name for name in weights.names if not is_unused(name)}
-        state = {
-            ours: weights[name].to(torch.float32 if kept & set(ours.split(".")) else dtype)
-            for ours, name in named.items()
-        }
+    named = {_t5_name(name): name for name in weights.names if not is_unused(name)}
+    state = {
+        ours: weights[name].to(torch.float32 if kept & set(ours.split(".")) else dtype) for ours, name in named.items()
+    }
     first = "encoder.block.0.layer"
-    _require(state, "shared.weight", f"{first}.0.SelfAttention.q.weight", f"{first}.1.DenseReluDense.wi_0.weight")
-    buckets, heads = state[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape
+    positions = f"{first}.0.SelfAttention.relative_attention_bias.weight"
+    matrices = (f"{first}.0.SelfAttention.q.weight", f"{first}.1.DenseReluDense.wi_0.weight", positions)
+    _require(state, dict.fromkeys(("shared.weight", *matrices), 2))
+    buckets, heads = state[positions].shape
     config = UMT5Config(
         vocab_size=state["shared.weight"].shape[0],
         d_model=state["shared.weight"].shape[1],
@@ -196,7 +208,7 @@ def build_text_encoder(file: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str
         num_heads=heads,
         relative_attention_num_buckets=buckets,
     )
-    return _from_state(UMT5EncoderModel, config, state, dtype)
+    return from_state(UMT5EncoderModel, config, state, dtype)
 
 
 def _t5_name(name: str) -> str:
@@ -206,22 +218,21 @@ def _t5_name(name: str) -> str:
     return start + _renamed(rest, _T5)
 
 
-def build_image_encoder(file: Path, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+def build_image_encoder(weights: Weights, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
     """(CLIPVisionModel, what transformers says of missing weights) from one file in the original or HF's naming."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     state: dict[str, Tensor] = {}
-    with open_weights(file) as weights:
-        if any(name.startswith("visual.") for name in weights.names):
-            for name in weights.names:  # the text tower beside it is not needed
-                if name.startswith("visual.") and name != "visual.head":
-                    state.update(_clip_tensors(name.removeprefix("visual."), weights[name].to(dtype)))
-        else:
-            prefix = next(p for p in CLIP_PREFIXES if any(name.startswith(p) for name in weights.names))
-            kept = (name for name in weights.names if not is_unused(name))
-            state = {name.removeprefix(prefix): weights[name].to(dtype) for name in kept}
+    if any(name.startswith("visual.") for name in weights.names):
+        for name in weights.names:  # the text tower beside it is not needed
+            if name.startswith("visual.") and name != "visual.head":
+                state.update(_clip_tensors(name.removeprefix("visual."), weights[name].to(dtype)))
+    else:
+        prefix = next(p for p in CLIP_PREFIXES if any(name.startswith(p) for name in weights.names))
+        kept = (name for name in weights.names if not is_unused(name))
+        state = {name.removeprefix(prefix): weights[name].to(dtype) for name in kept}
     patch, position = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
-    _require(state, patch, position, "encoder.layers.0.mlp.fc1.weight")
+    _require(state, {patch: 4, position: 2, "encoder.layers.0.mlp.fc1.weight": 2})
     width, size = state[patch].shape[0], state[patch].shape[-1]
     if width % CLIP_HEAD_WIDTH:
         raise ValueError(f"its image encoder is {width} wide: not CLIP's ViT-H, whose heads are {CLIP_HEAD_WIDTH} wide")
@@ -234,7 +245,7 @@ def build_image_encoder(file: Path, dtype: torch.dtype) -> tuple[Any, Mapping[st
         patch_size=size,
         hidden_act="gelu",
     )
-    return _from_state(CLIPVisionModel, config, state, dtype)
+    return from_state(CLIPVisionModel, config, state, dtype)
 
 
 def _clip_tensors(name: str, value: Tensor) -> dict[str, Tensor]:
@@ -273,12 +284,17 @@ def _sound(found: Found | None) -> Found:
 
 
 def _fill(module: Any, weights: Weights, names: Mapping[str, str], dtype_of: Callable[[str], torch.dtype]) -> None:
-    """Give a module without memory its tensors, `names` being the module's name -> the file's. Raises ValueError."""
-    wanted = module.state_dict()
-    missing = [name for name in wanted if names.get(name) not in weights.names]
+    """Give a module without memory its tensors. Raises ValueError.
+
+    `names` is the module's name -> the file's, or what that would be of a tensor that the file lacks.
+    """
+    wanted, there = module.state_dict(), set(weights.names)
+    missing = [name for name in wanted if names[name] not in there]
     surplus = [names[name] for name in names if name not in wanted]
     if missing or surplus:
-        lacks = [f"it lacks {len(missing)} tensors, {missing[0]} among them"] if missing else []
+        first = "" if not missing else names[missing[0]]
+        ours = "" if not missing or missing[0] == first else f" (diffusers' {missing[0]})"
+        lacks = [f"it lacks {len(missing)} tensors, {first}{ours} among them"] if missing else []
         holds = [f"it holds {len(surplus)} that Wan has not, {surplus[0]} among them"] if surplus else []
         raise ValueError("; ".join(lacks + holds))
     state = {}
@@ -290,21 +306,26 @@ def _fill(module: Any, weights: Weights, names: Mapping[str, str], dtype_of: Cal
     module.load_state_dict(state, assign=True)
 
 
-def _from_state(cls: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+def from_state(cls: Any, config: Any, state: dict[str, Tensor], dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
     model, told = cls.from_pretrained(
         None,
         config=config,
         state_dict=state,
         dtype=dtype,
+        device_map="meta" if all(value.is_meta for value in state.values()) else None,
         ignore_mismatched_sizes=True,  # told by the caller, with what is missing
         output_loading_info=True,
     )
     return model, told
 
 
-def _require(state: Mapping[str, Tensor], *names: str) -> None:
-    if missing := [name for name in names if name not in state]:
-        raise ValueError(f"it lacks {missing[0]}")
+def _require(state: Mapping[str, Tensor], ranks: Mapping[str, int]) -> None:
+    """Refuse what lacks one of these tensors, or has it with another number of dimensions."""
+    for name, rank in ranks.items():
+        if name not in state:
+            raise ValueError(f"it lacks {name}")
+        if state[name].ndim != rank:
+            raise ValueError(f"{name} has shape {list(state[name].shape)}, expected {rank} dimensions")
 
 
 def _count(state: Iterable[str], pattern: str) -> int:

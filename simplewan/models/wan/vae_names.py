@@ -83,6 +83,9 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     needed = ("encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight")
     if missing := [name for name in needed if name not in shapes]:
         raise ValueError(f"it is no Wan VAE in the original naming: it lacks {missing[0]}")
+    convolutions = (*needed, *(name for name in shapes if _STAGE.fullmatch(name) or _FLAT.fullmatch(name)))
+    if odd := [name for name in convolutions if len(shapes[name]) not in (4, 5)]:
+        raise ValueError(f"{odd[0]} has shape {list(shapes[odd[0]])}, and is no convolution's")
     residual = any(map(_STAGE.fullmatch, shapes))
     stages = _stages(shapes) if residual else _flat_stages(shapes)
     base, latents = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
