@@ -180,8 +180,12 @@ class Emitter:
         self._listeners.append(listener)
 
     def __call__(self, event: Event) -> None:
+        self.to(event, *self._listeners)
+
+    def to(self, event: Event, *listeners: Emit) -> None:
+        """Hands the event to these alone."""
         with self._turn:
-            for listener in self._listeners:
+            for listener in listeners:
                 listener(event)
 
 

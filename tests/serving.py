@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -106,12 +106,18 @@ class Post:
 
 @dataclass
 class Receiver:
-    """A server that keeps what it is sent, and gives the `answers` in turn: a status, or one with headers."""
+    """A server that keeps what it takes; gives the `answers` in turn (a status, or one with headers), then `answer`.
+
+    It holds each answer back while `holding`, or for a message that holds the text `slow_at`.
+    """
 
     posts: list[Post] = field(default_factory=list)
     answers: list[int | tuple[int, dict[str, str]]] = field(default_factory=list)
+    answer: Callable[[Post], int] = lambda _post: 204
+    slow_at: str | None = None
     hold: threading.Event = field(default_factory=threading.Event)
     holding: bool = False
+    held: int = 0
     address: str = ""
 
     @property
@@ -128,12 +134,14 @@ def _keeper(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if receiver.holding:
+            post = Post({name.lower(): value for name, value in self.headers.items()}, body)
+            if receiver.holding or (receiver.slow_at is not None and receiver.slow_at.encode() in body):
+                receiver.held += 1
                 receiver.hold.wait(30)
-            answer = receiver.answers.pop(0) if receiver.answers else 204
+            answer = receiver.answers.pop(0) if receiver.answers else receiver.answer(post)
             status, headers = answer if isinstance(answer, tuple) else (answer, {})
             if 200 <= status < 300:
-                receiver.posts.append(Post({name.lower(): value for name, value in self.headers.items()}, body))
+                receiver.posts.append(post)
             self.send_response(status)
             for name, value in {"Content-Length": "0", **headers}.items():
                 self.send_header(name, value)

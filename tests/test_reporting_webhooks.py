@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import certifi
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from simplewan.data.media import write_mp4
 from simplewan.errors import UserError
 from simplewan.events import (
     CheckpointSaved,
+    Emitter,
     ErrorHappened,
     EvalLoss,
     Event,
@@ -34,10 +36,11 @@ from simplewan.events import (
     Stage,
     ValidationRendered,
     as_record,
+    silent,
 )
 from simplewan.options.webhooks import WebhookOptions
 from simplewan.reporting import messages, webhooks
-from simplewan.reporting.webhooks import Webhook, open_webhooks
+from simplewan.reporting.webhooks import Webhook, close_webhooks, open_webhooks
 
 TIME = 1_700_000_000.25
 
@@ -67,7 +70,7 @@ def opened(
     try:
         yield webhook
     finally:
-        webhook.close()
+        close_webhooks([webhook])
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -131,6 +134,7 @@ def test_every_event_arrives_as_the_object_of_its_type(receiver: Receiver, tmp_p
         ("error", "critical"),
         ("training.summary", "info"),
     ]
+    assert [post["sequence"] for post in (first, *posts)] == list(range(1, len(posts) + 2))
     assert posts[1]["stage"]["progress"] == posts[1]["progress"]
     assert posts[1]["progress"] == {"label": "Encoding latents", "unit": "clips", **done}
     assert posts[2]["stage"] == {"key": "latents", "label": "Encoding latents", "status": "failed"}
@@ -263,22 +267,123 @@ def test_a_slow_server_holds_nobody_up(receiver: Receiver, monkeypatch: pytest.M
     assert notice == f"webhook {receiver.address} was not sent {webhooks.MOST_WAITING + 20} reports"
 
 
-@pytest.mark.parametrize("status", [301, 401, 404])
-def test_an_address_that_refuses_is_a_mistake_told_at_once(receiver: Receiver, status: int) -> None:
-    receiver.answers = [status]
+@pytest.mark.parametrize("answer", [(307, {"Location": "/elsewhere"}), 401, 404], ids=str)
+def test_an_address_that_refuses_is_a_mistake_told_at_once(receiver: Receiver, answer: Any) -> None:
+    receiver.answers = [answer]
+    status = answer if isinstance(answer, int) else answer[0]
     with pytest.raises(UserError, match=f"answered {status}") as caught, opened(receiver.address):
         pass
     assert "leave webhook_config out" in str(caught.value) and "secret" not in str(caught.value)
+    assert receiver.posts == []
+
+
+BEYOND_HTTP = [
+    ("http://a..b", {}),
+    ("http://exa mple.com", {}),
+    ("{}", {"auth_token": "abc\n"}),
+    ("{}", {"auth_token": "пароль"}),
+]
+
+
+@pytest.mark.parametrize(("place", "more"), BEYOND_HTTP, ids=str)
+def test_what_http_does_not_allow_is_told_at_once(receiver: Receiver, place: str, more: dict[str, str]) -> None:
+    address = place.format(receiver.address)
+    with pytest.raises(UserError, match="none that HTTP allows") as caught, opened(address, **more):
+        pass
+    assert "secret" not in str(caught.value) and "abc" not in str(caught.value)
 
 
 def test_refusals_later_on_are_announced_once(receiver: Receiver) -> None:
     said: list[Event] = []
     with opened(receiver.address, said) as webhook:
-        receiver.answers = [404] * 5
+        receiver.answers = [404, 204, 404, 404]
         for number in range(5):
             webhook(Notice(f"notice {number}"))
     texts = [event.message for event in said if isinstance(event, Notice)]
-    assert len(texts) == 2 and "answered 404" in texts[0] and texts[1].endswith("was not sent 5 reports")
+    assert len(texts) == 2 and "answered 404" in texts[0] and texts[1].endswith("was not sent 3 reports")
+    assert len(receiver.posts) == 3
+
+
+def test_its_own_trouble_is_not_told_to_itself_but_to_others(receiver: Receiver) -> None:
+    with receiving() as other:
+        listeners: list[Webhook] = []
+        emit = Emitter()
+        emit.add(lambda event: [listener(event) for listener in listeners] and None)
+        hooks = [WebhookOptions(callback_url=f"{each.address}/x") for each in (receiver, other)]
+        names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+        listeners += open_webhooks(hooks, emit=emit, **names)  # type: ignore[arg-type]
+        receiver.answers = [422] * 50
+        emit(Notice("look"))
+        wait_for(lambda: len(other.posts) == 3)
+        close_webhooks(listeners)
+    assert len(receiver.answers) == 49  # it was told of nothing else
+    assert "answered 422" in other.posts[2].json["message"]
+
+
+def test_what_the_server_fails_at_does_not_keep_back_the_rest(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "AWAY_SECONDS", 0.01)
+    receiver.answer = lambda post: 500 if "metrics" in post.json.get("progress", {}) else 204
+    said: list[Event] = []
+    with opened(receiver.address, said) as webhook:
+        for event in (metric(1), CheckpointSaved(1, "checkpoint-1"), metric(2), RunSummary("finished", 2, 2, 1.0)):
+            webhook(event)
+    assert receiver.kinds == ["training.status", "training.checkpoint", "training.summary"]
+    receiver.answer = lambda post: 500 if "videos" in post.json else 204
+    receiver.posts.clear()
+    with opened(receiver.address) as webhook:
+        webhook(clip(tmp_path))
+    assert "not sent" in receiver.posts[1].json["message"]
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for_without_end(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "AWAY_SECONDS", 0.01)
+    monkeypatch.setattr(webhooks, "TIMEOUT", (5.0, 0.1))
+    said: list[Event] = []
+    with opened(receiver.address, said) as webhook:
+        receiver.slow_at = "first"
+        webhook(Notice("first"))
+        webhook(Notice("second"))
+        wait_for(lambda: receiver.posts[-1].json["message"] == "second")
+        receiver.hold.set()
+    assert "does not answer in time" in said[0].message  # type: ignore[attr-defined]
+
+
+def test_a_file_that_vanishes_costs_nothing_else(receiver: Receiver, tmp_path: Path) -> None:
+    event = clip(tmp_path)
+    Path(event.video).unlink()
+    with opened(receiver.address) as webhook:
+        webhook(event)
+        webhook(Notice("still here"))
+    rendered, notice = receiver.posts[1:]
+    assert rendered.json["images"] and event.video in rendered.json["message"]
+    assert notice.json["message"] == "still here"
+
+
+def test_when_one_refuses_the_others_are_told_that_it_ends(receiver: Receiver) -> None:
+    with receiving() as other:
+        other.answers = [404]
+        hooks = [WebhookOptions(callback_url=f"{each.address}/x") for each in (receiver, other)]
+        names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+        with pytest.raises(UserError, match="answered 404"):
+            open_webhooks(hooks, emit=silent, **names)  # type: ignore[arg-type]
+    assert receiver.kinds == ["training.status", "error"]
+
+
+def test_all_are_closed_in_the_time_of_one(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "CLOSING_SECONDS", 0.3)
+    hooks = [WebhookOptions(callback_url=f"{receiver.address}/{n}") for n in range(5)]
+    names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+    listeners = open_webhooks(hooks, emit=silent, **names)  # type: ignore[arg-type]
+    receiver.holding = True
+    for listener in listeners:
+        listener(Notice("hold"))
+    began = time.monotonic()
+    close_webhooks(listeners)
+    assert time.monotonic() - began < 1
 
 
 def test_a_server_that_is_not_there_stops_nothing_and_betrays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +399,8 @@ def test_a_server_that_is_not_there_stops_nothing_and_betrays_nothing(monkeypatc
     assert "secret" not in " ".join(texts)
 
 
-def test_a_certificate_of_its_own_is_taken_when_asked_to(tmp_path: Path) -> None:
+def test_a_certificate_of_its_own_is_taken_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())  # which must not overrule the option
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
     said: list[Event] = []
@@ -313,3 +419,17 @@ def test_the_documentation_lists_every_type() -> None:
     source = Path(messages.__file__).read_text()
     sent = {text for text in source.split('"') if text.startswith(("training.", "lifecycle.", "validation."))}
     assert listed == sent and "| `notification` |" in page and "| `error` |" in page
+
+
+def test_room_that_is_made_meanwhile_costs_the_oldest_alone(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MOST_WAITING", 2)
+    with opened(receiver.address) as webhook:
+        receiver.holding = True
+        webhook(Notice("a"))
+        wait_for(lambda: receiver.held)
+        for text in "bcd":
+            webhook(Notice(text))
+        receiver.hold.set()
+    assert [post.json["message"] for post in receiver.posts[1:]] == ["a", "c", "d"]

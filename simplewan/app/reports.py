@@ -8,13 +8,13 @@ from types import TracebackType
 from simplewan.app.device import memory_text
 from simplewan.checkpoints.files import write_json
 from simplewan.checkpoints.store import RESOLVED
-from simplewan.events import Emitter, ErrorHappened, Event, Metric, RunSummary
+from simplewan.events import Emitter, ErrorHappened, Event, Metric, Notice, RunSummary
 from simplewan.options import Loaded
 from simplewan.reporting.console import Console
 from simplewan.reporting.heartbeat import HEARTBEAT_NAME, Heartbeat
 from simplewan.reporting.records import LOG_NAME, EventLog, cut_back, next_identity, recorded_at
 from simplewan.reporting.trackers import Guarded, TrackerSettings, start_trackers
-from simplewan.reporting.webhooks import Webhook, open_webhooks
+from simplewan.reporting.webhooks import Webhook, close_webhooks, open_webhooks
 
 
 class Reports:
@@ -46,10 +46,11 @@ class Reports:
         self._console.close()
         if value is not None and self._log is not None:
             # The console has it from whoever ends the program.
-            for listener in (self._log, *self._webhooks):
-                listener(ErrorHappened(f"{type(value).__name__}: {value}", where="run", fatal=True))
-        for tracker in (*self._trackers, *self._webhooks):
+            error = ErrorHappened(f"{type(value).__name__}: {value}", where="run", fatal=True)
+            self.emit.to(error, self._log, *self._webhooks)
+        for tracker in self._trackers:
             tracker.close()
+        close_webhooks(self._webhooks)
         if self._log is not None:
             self._log.close()
 
@@ -92,6 +93,9 @@ class Reports:
         )
         for webhook in self._webhooks:
             self.emit.add(webhook)
+        for event in self._early:
+            if isinstance(event, Notice) and event.severity != "info":
+                self.emit.to(event, *self._webhooks)
         return recorded
 
     def set_total(self, total_steps: int) -> None:

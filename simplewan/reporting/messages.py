@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -150,21 +150,29 @@ def _done(label: str, current: int, total: int) -> dict[str, Any]:
     return {"label": label, "current": current, "total": total, "percent": percent}
 
 
-def sendable(message: Message) -> tuple[list[Path], list[Path]]:
-    """The files of a message that are there and small enough to be sent, and the others."""
-    sent = [path for path in message.files if path.is_file() and path.stat().st_size <= LARGEST_FILE_BYTES]
-    return sent, [path for path in message.files if path not in sent]
+def read_files(message: Message) -> dict[Path, bytes]:
+    """The files of a message that can be read and are small enough to be sent."""
+    found = {}
+    for path in message.files:
+        try:
+            if path.stat().st_size <= LARGEST_FILE_BYTES:
+                found[path] = path.read_bytes()
+        except OSError:  # removed meanwhile, or out of reach: the message names it
+            continue
+    return found
 
 
-def raw_object(message: Message, files: Sequence[Path], *, job_id: str, time: float, prefix: str) -> dict[str, Any]:
+def raw_object(
+    message: Message, files: Mapping[Path, bytes], *, job_id: str, sequence: int, time: float, prefix: str
+) -> dict[str, Any]:
     """The JSON object of a raw webhook. `time` in seconds since 1970.
 
     Pictures of `files` stand in `images` as base64, clips in `videos` as {"src": a data URI, "mime_type": ...}.
     """
     kinds = {path: mimetypes.guess_type(path.name)[0] or "" for path in files}
-    images = [_base64(path) for path, kind in kinds.items() if kind.startswith("image/")]
+    images = [_base64(files[path]) for path, kind in kinds.items() if kind.startswith("image/")]
     videos = [
-        {"src": f"data:{kind};base64,{_base64(path)}", "mime_type": kind}
+        {"src": f"data:{kind};base64,{_base64(files[path])}", "mime_type": kind}
         for path, kind in kinds.items()
         if kind.startswith("video/")
     ]
@@ -172,6 +180,7 @@ def raw_object(message: Message, files: Sequence[Path], *, job_id: str, time: fl
         "type": message.kind,
         "severity": message.severity,
         "job_id": job_id,
+        "sequence": sequence,
         "timestamp": datetime.fromtimestamp(time, timezone.utc).isoformat(timespec="milliseconds"),
         "title": message.title,
         "message": prefix + _with_names(message, files),
@@ -182,18 +191,18 @@ def raw_object(message: Message, files: Sequence[Path], *, job_id: str, time: fl
     }
 
 
-def chat_text(message: Message, files: Sequence[Path], *, prefix: str) -> str:
+def chat_text(message: Message, files: Collection[Path], *, prefix: str) -> str:
     """The text of a message in a chat."""
     mark = f"**{message.severity}** " if message.severity != "info" else ""
     text = f"{prefix}{mark}{_with_names(message, files)}"
     return text if len(text) <= LONGEST_CHAT else f"{text[: LONGEST_CHAT - 1]}…"
 
 
-def _with_names(message: Message, files: Sequence[Path]) -> str:
+def _with_names(message: Message, files: Collection[Path]) -> str:
     """The text, with the names of the files that do not go with it."""
     missing = [str(path) for path in message.files if path not in files]
     return f"{message.text} (not sent: {', '.join(missing)})" if missing else message.text
 
 
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
