@@ -111,7 +111,7 @@ def _update(
         losses.append(loss.value.detach())
         metrics.append(loss.metrics)
     norm = _clip(role, settings=settings, accelerator=accelerator)
-    # The one look at the device: the CPU waits here until all that was asked for is done, and only here.
+    # The one look at the device that waits: until all that was asked for is done. What is read after it is there.
     mean_loss, *norms = torch.stack([torch.stack(losses).mean(), *norm]).tolist()
     _refuse_not_finite("loss", mean_loss, step=step, role=role, names=names)
     values = {key: sum(float(each[key]) for each in metrics) / len(metrics) for key in metrics[0]}
