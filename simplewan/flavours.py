@@ -268,13 +268,19 @@ def find_flavour(name: str) -> Flavour:
     return FLAVOURS[ALIASES.get(lowered, lowered)]
 
 
+def recorded_flavour(record: Mapping[str, Any]) -> Flavour | None:
+    """The flavour that a record of a training names; None where it names none, or one that only others know."""
+    name = record.get("model_flavour")
+    try:
+        return find_flavour(name) if isinstance(name, str) else None
+    except KeyError:
+        return None
+
+
 def other_model(record: Mapping[str, Any], flavour: Flavour) -> Flavour | None:
     """The flavour that a record of a training names, if that is of another model than `flavour`."""
-    try:
-        recorded = find_flavour(record.get("model_flavour", flavour.name))
-    except KeyError:  # a flavour that only others know says nothing
-        return None
-    return recorded if recorded.model_name != flavour.model_name else None
+    recorded = recorded_flavour(record)
+    return None if recorded is None or recorded.model_name == flavour.model_name else recorded
 
 
 def of_repository(name: str) -> tuple[Flavour, ...]:

@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from lora_files import pairs, spelled
+from originals import fp8_scaled, original_config, original_transformer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_transformer
@@ -97,3 +98,170 @@ def test_what_was_written_is_a_base_to_render_with(tmp_path: Path) -> None:
         assert main([*words, *more, "adapter=none", "mixed_precision=no", f"output={name}"]) == 0
         clips.append(next(Path(name).glob("*.mp4")).read_bytes())
     assert clips[0] == clips[1]
+
+
+def told(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """What a refused export says; nothing is written then, and there is no traceback."""
+    before = sorted(Path().rglob("*"))
+    assert main(["export", *words, "--to", "comfyui"]) == 2
+    assert sorted(Path().rglob("*")) == before
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.err and captured.out == ""
+    return captured.err
+
+
+def lora(name: str = "x.safetensors", **metadata: str) -> None:
+    save_file(spelled(pairs(tiny_transformer(), seed=1), "universal"), name, metadata=metadata or None)
+
+
+@pytest.mark.parametrize("flavour", ["{env:FL}", "t2v-of-others", ["t2v"]])
+def test_a_flavour_that_is_not_known_says_nothing(flavour: str) -> None:
+    write_run(Path("run"), flavour, "transformer", "transformer_2")
+    assert main(["export", "run", "--to", "comfyui"]) == 0
+    for expert in ("high", "low"):
+        with safe_open(Path("run/export") / FILE.format(f"_{expert}_noise"), framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt", "expert": f"{expert}_noise"}
+
+
+def test_models_of_others_are_refused_by_name(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("flux/transformer").mkdir(parents=True)
+    Path("flux/transformer/config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    write_run(Path("vace"), "t2v-480p-1.3b-2.1", "transformer")
+    file = Path("vace/transformer/other.safetensors")
+    save_file({"vace_blocks.0.proj_in.weight": torch.zeros(2, 2)}, file)
+    for index in Path("vace/transformer").glob("*.index.json"):
+        content = json.loads(index.read_text())
+        content["weight_map"]["vace_blocks.0.proj_in.weight"] = file.name
+        index.write_text(json.dumps(content))
+    Path("broken/transformer").mkdir(parents=True)
+    Path("broken/transformer/config.json").write_text("{")
+    said = told(["flux", "vace", "broken", "typo.safetensors"], capfd)
+    assert "flux/transformer: cannot be written as one file: it holds no Wan transformer" in said
+    assert "vace/transformer: cannot be written as one file: vace_blocks.0.proj_in.weight is no weight of a Wan" in said
+    assert "broken/transformer: cannot be written as one file: has a config.json that is no JSON" in said
+    assert "typo.safetensors: there is no such file" in said
+
+
+@pytest.mark.parametrize(("place", "folder"), [(".", "transformer_2"), ("..", "transformer_2/sub")])
+def test_a_place_without_a_name_is_known_by_its_folder(
+    place: str, folder: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(Path("run").absolute(), "t2v-a14b-2.2", "transformer", "transformer_2")
+    (run / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(run / folder)
+    assert main(["export", place, "--to", "comfyui", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)
+    assert (found["source"], found["expert"]) == (place, "low")
+    assert found["path"] == str(run / "export" / FILE.format("_low_noise"))
+    with safe_open(found["path"], framework="pt") as opened:
+        assert opened.metadata()["model_flavour"] == "t2v-a14b-2.2"
+
+
+def test_what_has_no_meaning_for_whole_models_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    write_run(Path("run"), "t2v-a14b-2.2", "transformer", "transformer_2")
+    words = ["run", "scale=0.5", "alpha=4", "as_lora=4", f"base={save_tiny_model(Path('model'))}", "layout=diffusers"]
+    said = told([*words, "--drop", "expert=low"], capfd)
+    for asked in ("scale = 0.5", "alpha = 4.0", "as_lora = 4", "base = 'model'", "layout = 'diffusers'", "--drop"):
+        assert f"command line: {asked} has no meaning for whole models" in said
+    assert "run/transformer: expert = 'low' contradicts the model, which is the high-noise expert" in said
+    assert "run/transformer_2: expert" not in said
+    assert "the low-noise expert" in told(["run/transformer_2", "expert=high"], capfd)
+    assert main(["export", "run/transformer_2", "--to", "comfyui", "expert=low", "scale=1"]) == 0
+
+
+def test_an_expert_may_be_said_where_nothing_tells() -> None:
+    write_run(Path("run"), "t2v-of-others", "transformer")
+    assert main(["export", "run", "--to", "comfyui", "expert=low"]) == 0
+    assert Path("run/export", FILE.format("_low_noise")).is_file()
+
+
+def test_all_places_are_looked_at_before_the_first_is_written(capfd: pytest.CaptureFixture[str]) -> None:
+    write_run(Path("run"), "t2v-480p-1.3b-2.1", "transformer")
+    lora()
+    assert "typo.safetensors: there is no such file" in told(["run", "typo.safetensors"], capfd)
+    said = told(["run", "x.safetensors", "output=one.safetensors", "--overwrite"], capfd)
+    assert "one.safetensors' would be written more than once" in said
+    save_file({"lora_unet_blocks_0_self_attn_q.what": torch.zeros(2)}, "odd.safetensors")
+    assert "odd.safetensors" in told(["run", "odd.safetensors"], capfd)
+    write_run(Path("other"), "t2v-480p-1.3b-2.1", "transformer")
+    assert "more than once" in told(["run", "other", "output=out"], capfd)
+    assert "more than once" in told(["run", "other", "output=run/../out.safetensors"], capfd)
+
+
+@pytest.mark.parametrize("output", ["run/transformer", "run/transformer/export", "run/transformer/one.safetensors"])
+def test_nothing_is_written_into_what_is_read(output: str, capfd: pytest.CaptureFixture[str]) -> None:
+    write_run(Path("run"), "t2v-480p-1.3b-2.1", "transformer")
+    assert "is inside what is read" in told(["run", f"output={output}", "--overwrite"], capfd)
+
+
+def test_a_place_named_twice_is_one() -> None:
+    write_run(Path("run"), "t2v-480p-1.3b-2.1", "transformer")
+    assert main(["export", "run", "run/transformer", str(Path("run").absolute()), "--to", "comfyui"]) == 0
+
+
+def test_a_folder_with_loras_stands_for_them(capfd: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny_model(Path("model"))
+    lora("model/style.safetensors")
+    assert main(["export", "model", "--to", "comfyui", "output=out", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)
+    assert (found["source"], found["unit"]) == ("model/style.safetensors", "modules")
+    assert main(["export", str(model / "transformer"), "--to", "comfyui", "output=out", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)
+    assert found["unit"] == "weights"
+
+
+def test_a_transformer_beside_is_no_lora() -> None:
+    save_tiny_model(Path("model"))
+    for _ in range(2):
+        assert main(["export", "model", "--to", "comfyui", "output=model", "--overwrite"]) == 0
+    assert Path("model", FILE.format("")).is_file()
+
+
+def test_a_run_that_is_going_on_is_told_as_ever(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("run/checkpoint-3").mkdir(parents=True)
+    for folder in ("run", "run/checkpoint-3"):
+        Path(folder, "config.resolved.json").write_text(json.dumps({"model_type": "full", "model_flavour": "{env:F}"}))
+    assert "they are written to run/transformer or ..._2 when the run ends" in told(["run"], capfd)
+    assert "run/checkpoint-3: holds" in told(["run/checkpoint-3"], capfd)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "sizes"),
+    [
+        ("ti2v-5b-2.2", {"in_channels": 48, "out_channels": 48}),
+        ("i2v-14b-2.1-480p", {"in_channels": 36, "image_dim": 24}),
+        ("i2v-a14b-2.2-high", {"in_channels": 36}),
+    ],
+)
+def test_every_task_keeps_what_diffusers_keeps_in_float32(flavour: str, sizes: dict[str, int]) -> None:
+    tiny_transformer(**sizes).save_pretrained("run/transformer")
+    Path("run/config.resolved.json").write_text(json.dumps({"model_flavour": flavour}))
+    weights = Path("run/transformer/diffusion_pytorch_model.safetensors")
+    state = load_file(weights)
+    if "image_dim" in sizes:  # as the repositories of Wan 2.1 I2V have it; diffusers passes over it
+        save_file({**state, "blocks.0.attn2.norm_added_q.weight": torch.ones(32)}, weights)
+    assert main(["export", "run", "--to", "comfyui", "dtype=bf16", "output=one.safetensors"]) == 0
+    as_bf16 = WanTransformer3DModel.from_pretrained("run/transformer", torch_dtype=torch.bfloat16).state_dict()
+    ours = as_diffusers_reads(Path("one.safetensors"))
+    assert ours.keys() == as_bf16.keys() == state.keys()
+    assert all(ours[name].dtype == as_bf16[name].dtype and torch.equal(ours[name], as_bf16[name]) for name in ours)
+    assert len({value.dtype for value in ours.values()}) == 2
+    found = recognise(Path("one.safetensors"))
+    assert found is not None and found.task == flavour.split("-")[0]
+    assert found.expert == ("high" if flavour.endswith("high") else None)
+
+
+def test_a_base_in_fp8_is_written_as_the_numbers_that_it_stands_for(capfd: pytest.CaptureFixture[str]) -> None:
+    folder = Path("high_noise_model")
+    folder.mkdir()
+    transformer = tiny_transformer()
+    state = original_transformer(transformer)
+    (folder / "config.json").write_text(json.dumps(original_config(transformer, "t2v")))
+    save_file(fp8_scaled(state, marker=True), folder / "diffusion_pytorch_model.safetensors")
+    assert main(["export", str(folder), "--to", "comfyui", "output=out"]) == 0
+    assert "high_noise_model holds weights in fp8: they are written in bf16" in capfd.readouterr().err
+    written = load_file(Path("out") / FILE.format("_high_noise"))
+    assert written.keys() == state.keys()
+    name = "blocks.0.self_attn.q.weight"
+    assert written[name].dtype == torch.bfloat16 and written["blocks.0.modulation"].dtype == torch.float32
+    assert (written[name].float() - state[name]).norm() < 0.1 * state[name].norm()

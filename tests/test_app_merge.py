@@ -453,3 +453,26 @@ def test_numbers_that_nobody_here_reads_are_refused(capfd: pytest.CaptureFixture
     save_file(tensors, "base.safetensors")
     assert merged("x.safetensors", "base=base.safetensors") == 2
     assert "self_attn.q.weight is stored as I8: merge into bf16, fp16, fp32 or fp8 weights" in capfd.readouterr().err
+
+
+def test_nothing_is_merged_into_the_folder_of_the_base(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lora("x", expert="high_noise")
+    words = ["export", "x.safetensors", "--to", "merged", f"base={model}", "layout=original", "--overwrite"]
+    assert main([*words, f"output={model / 'transformer'}"]) == 2
+    assert "is inside what is read" in capfd.readouterr().err
+    base = save_shards(tiny_transformer(), Path("Wan2.1"))  # would be read as the merged one from then on
+    lora("Wan2.1/y")
+    words = ["export", "Wan2.1/y.safetensors", "--to", "merged", f"base={base}"]
+    assert main([*words, "output=Wan2.1"]) == 2
+    assert "is inside what is read" in capfd.readouterr().err
+    assert main(words) == 0
+    assert Path("Wan2.1/merged/transformer").is_dir()
+
+
+def test_what_diffusers_passes_over_in_a_base_is_left_out(model: Path) -> None:
+    tiny_transformer(in_channels=36, image_dim=24).save_pretrained("base")
+    state = load_file(Path("base", WEIGHTS))
+    save_file({**state, "blocks.0.attn2.norm_added_q.weight": torch.ones(32)}, Path("base", WEIGHTS))
+    lora("x")
+    assert merged("x.safetensors", "base=base") == 0
+    assert load_file(Path("there/transformer", WEIGHTS)).keys() == state.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch
 
 from simplewan.app.context import DTYPES
 from simplewan.app.lora_files import find_loras, read_all, without_expert
-from simplewan.app.targets import check_targets, writing
+from simplewan.app.targets import writing
 from simplewan.data.atomic import atomic_path
 from simplewan.errors import Problem, UserError, shorten, some
 from simplewan.events import Emit, Notice
-from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, HIGH, Flavour, find_flavour
+from simplewan.flavours import DEFAULT_FLAVOUR, EXPERT_SUBFOLDER, HIGH, Flavour, find_flavour, recorded_flavour
 from simplewan.models.lora.approximate import as_lora
 from simplewan.models.lora.change import UNTRAINED, Change, untrained
 from simplewan.models.lora.doctor import LOADS, verdicts
@@ -45,7 +45,8 @@ class Request:
 
     `scale` multiplies the effect, `alpha` replaces the files' own, `as_lora` is the rank of LoRAs that approximate.
     `drop` leaves out what the format (or, merging, the base) has no place for. `expert` is that of files which do not
-    tell. `flavour` is the one that was written, `inferred` the one that the named model tells of.
+    tell. `flavour` is the one that was written, `inferred` the one that the named model tells of. `base` is the word
+    that named a base, which `model` holds too.
     """
 
     places: Sequence[Path]
@@ -58,10 +59,16 @@ class Request:
     drop: bool = False
     overwrite: bool = False
     expert: str | None = None
-    original: bool = False
+    layout: str | None = None
     flavour: Flavour | None = None
     inferred: Flavour | None = None
+    base: str | None = None
     model: ModelSource | None = None
+
+    @property
+    def original(self) -> bool:
+        """Whether a merge writes one file of Wan's own names."""
+        return self.layout == "original"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,15 @@ class Ready:
     expert: str | None
     flavour: Flavour | None
     errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to be written: what is read for it, its place, and what writes it there and reads it back."""
+
+    source: Path
+    target: Path
+    write: Callable[[], Exported]
 
 
 @dataclass(frozen=True)
@@ -96,9 +112,8 @@ class Exported:
 def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     """Read all files and do what was asked to their changes. Raises UserError."""
     files = read_all(find_loras(request.places), partial(read_file, drop=request.drop))
-    fix = "leave expert= out, or name the files that are meant"
     problems = [
-        Problem(str(file), f"contradicts the file, which is for {told} noise", "expert", request.expert, fix)
+        contradiction(file, f"contradicts the file, which is for {told} noise", request)
         for file in files
         if request.expert is not None and (told := told_by(file.metadata, file.path)) not in (None, request.expert)
     ]
@@ -110,14 +125,15 @@ def ready_files(request: Request, *, emit: Emit) -> list[Ready]:
     return [_ready(file, request, emit=emit) for file in files]
 
 
+def contradiction(source: object, message: str, request: Request) -> Problem:
+    """That an expert was asked for which a file, or a model, is not of."""
+    fix = "leave expert= out, or name the files that are meant"
+    return Problem(str(source), message, "expert", request.expert, fix)
+
+
 def _ready(file: LoraFile, request: Request, *, emit: Emit) -> Ready:
     expert = told_by(file.metadata, file.path) or request.expert
-    flavour = request.flavour
-    if flavour is None and (name := file.metadata.get("model_flavour")) is not None:
-        try:
-            flavour = find_flavour(name)
-        except KeyError:  # a flavour that only others know says nothing
-            flavour = None
+    flavour = request.flavour or recorded_flavour(file.metadata)
     if flavour is not None and flavour.boundary is None:
         expert = request.expert  # a LoRA of Wan 2.1 may be meant for an expert of 2.2
     elif flavour is not None:
@@ -154,20 +170,14 @@ def _approximate(changes: Sequence[Change], rank: int) -> tuple[list[Change], di
     return near, errors
 
 
-def export(request: Request, *, emit: Emit) -> list[Exported]:
-    """Write every file in the format `request.to`, read it back with an independent map, and tell. Raises UserError."""
-    ready = ready_files(request, emit=emit)
-    targets = [
-        named_file(
-            request.output or each.file.path.parent / FOLDER,
-            without_expert(each.file.path.stem),
-            each.expert,
-            request.to,
-        )
-        for each in ready
-    ]
-    check_targets(targets, [each.file.path for each in ready], overwrite=request.overwrite)
-    return [_export(each, target, request, emit=emit) for each, target in zip(ready, targets, strict=True)]
+def lora_jobs(request: Request, *, emit: Emit) -> list[Job]:
+    """What is to be done for every file, to have it in the format `request.to`. Raises UserError."""
+    jobs = []
+    for each in ready_files(request, emit=emit):
+        folder, stem = request.output or each.file.path.parent / FOLDER, without_expert(each.file.path.stem)
+        target = named_file(folder, stem, each.expert, request.to)
+        jobs.append(Job(each.file.path, target, partial(_export, each, target, request, emit=emit)))
+    return jobs
 
 
 def named_file(output: Path, stem: str, expert: str | None, to: str) -> Path:

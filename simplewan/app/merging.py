@@ -13,7 +13,7 @@ from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, Notice, Progress, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, LOW
 from simplewan.models.lora.fit import Fit, Misfit, fit
-from simplewan.models.lora.merge import merge_files, open_base
+from simplewan.models.lora.merge import Base, merge_files, open_base
 from simplewan.models.wan.original import described_config
 from simplewan.models.wan.sources import NAME_CONFIGURATION, Source, part_path
 from simplewan.options.sources import COMMAND_LINE
@@ -123,8 +123,7 @@ def _merge(group: list[Ready], place: Source, path: Path, target: Path, request:
         if found.lost and not request.drop:
             raise Misfit(f"{found}; --drop leaves out what the base has no place for")
         _announce(group, names, found, request, emit=emit)
-        if base.is_fp8:
-            emit(Notice(f"{path} holds weights in fp8: they are written in {request.dtype or 'bf16'}"))
+        tell_fp8(base, path, request, emit=emit)
         config = None if request.original else described_config(path, configs=base_configs(request, place))
         with writing(target):
             merge_files(
@@ -154,6 +153,12 @@ def _announce(group: list[Ready], names: str, found: Fit, request: Request, *, e
     for each in group:
         if request.flavour is not None and (told := doubt(each.file, each.expert, request.flavour)) is not None:
             emit(Notice(told, severity="warning"))
+
+
+def tell_fp8(base: Base, path: Path, request: Request, *, emit: Emit) -> None:
+    """Say that weights in fp8 are written in another dtype, where there are some."""
+    if base.is_fp8:
+        emit(Notice(f"{path} holds weights in fp8: they are written in {request.dtype or 'bf16'}"))
 
 
 def counting(total: int, label: str, emit: Emit) -> Callable[[str], None]:

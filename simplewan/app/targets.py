@@ -48,7 +48,7 @@ def _fault(
     target: Path, targets: Sequence[Path], sources: Sequence[Path], *, overwrite: bool, folders: bool
 ) -> tuple[str, str] | None:
     """Why nothing may be written there, and the fix; None if it may."""
-    if targets.count(target) > 1:
+    if [each.resolve() for each in targets].count(target.resolve()) > 1:
         return "would be written more than once", "name a folder, or one file at a time"
     if target.exists() and any(path.exists() and target.samefile(path) for path in sources):
         return "is what is read", "name another"
@@ -56,6 +56,10 @@ def _fault(
         return "holds what is read", "name another"
     if target.exists() and target.is_dir() != folders:
         return f"is a {'file' if folders else 'folder'}", "name another"
+    # A folder further below is none of the model's; a file there would still go when the model is replaced.
+    above = target.resolve().parents[:1] if folders else target.resolve().parents
+    if any(path.is_dir() and path.resolve() in above for path in sources):
+        return "is inside what is read", "name another"
     if target.exists() and not overwrite:
         return "is there already", "give --overwrite"
     if folders and (foreign := _foreign(target)) is not None:

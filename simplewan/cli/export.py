@@ -39,7 +39,8 @@ What is written is read back with another key map, and refused when a key, a sha
 
   --to universal    ComfyUI, diffusers, DiffSynth and LightX2V: diffusion_model., lora_A and lora_B, scale 1
   --to comfyui      the same; changes of modulation tables, which few files have, in ComfyUI's spelling. Of a folder
-                    with whole transformers (a full fine-tune) one file each, in Wan's own names
+                    with whole transformers (a full fine-tune), or of one's own folder, one file each, in Wan's own
+                    names; scale, alpha, as_lora, base, layout and --drop have no meaning for those
   --to diffusers    transformer., diffusers' names: for load_lora_weights; no LyCORIS
   --to musubi       lora_unet_, lora_down, lora_up and alpha: for musubi-tuner, and kohya's tools
   --to lycoris      lycoris_, diffusers' names: for lycoris-lora and SimpleTuner
@@ -97,9 +98,10 @@ def run(argv: Sequence[str], *, environ: Mapping[str, str]) -> int:
         drop=drop,
         overwrite=overwrite,
         expert=chosen["expert"],
-        original=chosen["layout"] == "original",
+        layout=chosen["layout"],
         flavour=None if loaded is None or "model_flavour" not in loaded.resolved else loaded.flavour,
         inferred=None if loaded is None else loaded.flavour,
+        base=arguments.value("base"),
         model=None if loaded is None else loaded.options.model,
     )
     written = run_export(request)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from simplewan.errors import some
-from simplewan.flavours import HIGH, LOW, Flavour, find_flavour
+from simplewan.flavours import HIGH, LOW, Flavour, recorded_flavour
 from simplewan.models.lora.change import LORA, UNTRAINED, WHOLE, Change, untrained
 from simplewan.models.lora.fit import misfit
 from simplewan.models.lora.formats import DIFFUSERS, ORIGINAL
@@ -180,11 +180,8 @@ def _place(file: LoraFile, sizes: Sizes) -> _Place:
 
 def _flavour(file: LoraFile, sizes: Sizes) -> Flavour | None:
     """The flavour that the metadata name, unless the shapes contradict it."""
-    try:
-        flavour = find_flavour(file.metadata.get("model_flavour", ""))
-    except KeyError:
-        return None
-    expected = flavour.size
+    flavour = recorded_flavour(file.metadata)
+    expected = None if flavour is None else flavour.size
     return None if expected is not None and sizes.width not in (None, expected.width) else flavour
 
 
@@ -232,13 +229,10 @@ def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes, *, trained: b
 
 def _other_model(file: LoraFile, sizes: Sizes) -> str | None:
     """What in the metadata contradicts the shapes."""
-    name = file.metadata.get("model_flavour")
-    if name is None or _flavour(file, sizes) is not None:
+    flavour = recorded_flavour(file.metadata)
+    if flavour is None or _flavour(file, sizes) is not None:
         return None
-    try:
-        size = find_flavour(name).size
-    except KeyError:  # a flavour that only others know says nothing
-        return None
+    name, size = file.metadata["model_flavour"], flavour.size
     assert size is not None, "shapes contradict a published size alone"
     return f"its metadata speak of {name} ({size.width} wide), its weights are for a model {sizes.width} wide"
 

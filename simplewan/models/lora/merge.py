@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ def open_base(path: Path) -> Base:
     prefix = next((prefix for prefix in PREFIXES if stored[0].key.startswith(prefix)), "")
     names = [tensor.key.removeprefix(prefix) for tensor in stored]
     original = any(".self_attn." in name for name in names)
+    if not original:  # what diffusers passes over, as repositories of I2V hold it
+        kept = [not _is_passed_over(name) for name in names]
+        stored, names = list(compress(stored, kept)), list(compress(names, kept))
     try:
-        ours = [to_diffusers(name) if original else name for name in names]
+        ours = [to_diffusers(name if original else to_original(name)) for name in names]
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is no weight of a Wan transformer") from error
     tensors = dict(zip(ours, stored, strict=True))
@@ -161,6 +165,13 @@ def _is_bias(name: str) -> bool:
 def _with_bias(value: Tensor, change: Change) -> Tensor:
     assert change.bias is not None, "it changes this bias"
     return value + change.bias.to(value.dtype)
+
+
+def _is_passed_over(name: str) -> bool:
+    """Whether diffusers passes over a weight of that name, for which its model has no place."""
+    from diffusers import WanTransformer3DModel
+
+    return any(word in name for word in WanTransformer3DModel._keys_to_ignore_on_load_unexpected)
 
 
 def _stays(name: str) -> bool:
