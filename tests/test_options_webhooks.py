@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from option_files import load_in, problems
+from option_files import load_in, problems, write
+
+from simplewan.options import load
 
 RAW = {"webhook_type": "raw", "callback_url": "http://host:8001/secret-place"}
 DISCORD = {"webhook_type": "discord", "webhook_url": "https://discord.com/api/webhooks/1/secret-key"}
@@ -61,6 +63,7 @@ def test_secrets_come_from_the_environment_and_are_never_saved(tmp_path: Path) -
         ("https://host/secret", ["webhook_config is an address, not a file; write the object itself"]),
         ("https://host/secret.json", ["webhook_config is an address, not a file"]),
         ('{"webhook_url": "https://host/secret"', ["webhook_config = '(redacted)' is not valid JSON"]),
+        ('{"auth_token": "secret.json', ["webhook_config = '(redacted)' is not valid JSON"]),
         ({"webhook_type": {"x": "https://host/secret"}}, ["webhook_type is not text"]),
         ({**RAW, "webhook_type": "https://host/secret"}, ["webhook_type is not one of raw, discord"]),
         ({**RAW, "ssl_no_verify": "https://host/secret"}, ["ssl_no_verify is neither true nor false"]),
@@ -111,6 +114,8 @@ def test_the_path_of_a_file_and_a_lone_variable_are_saved(tmp_path: Path) -> Non
     for name in ("hooks", "./hooks", "{env:HOOKS}"):
         environ = {"HOOKS": str(tmp_path / "hooks")}
         assert load_in(tmp_path, environ=environ, webhook_config=name).resolved["webhook_config"] == name
+    rendering = load(write(tmp_path, {"webhook_config": "https://host/secret.json"}), environ={}, training=False)
+    assert rendering.resolved["webhook_config"] == "(redacted)"
     hook = {"webhook_url": "{env:HOOK}"}
     loaded = load_in(tmp_path, environ={"HOOK": "https://host/secret"}, webhook_config=hook)
     assert loaded.resolved["webhook_config"] == hook

@@ -61,7 +61,8 @@ def is_address(value: Any) -> bool:
 
 
 def _names_file(value: str, declared: Declared) -> bool:
-    return Path in members(declared.annotation) and value.endswith(".json") and not is_address(value)
+    may = Path in members(declared.annotation) and not value.lstrip().startswith(("[", "{"))
+    return may and value.endswith(".json") and not is_address(value)
 
 
 def from_text(value: Any, declared: Declared) -> Any:
