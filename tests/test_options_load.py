@@ -12,7 +12,7 @@ from option_files import DATASET, load_in, problems, write
 
 from simplewan.errors import UserError
 from simplewan.options import load
-from simplewan.options.written import config_hash
+from simplewan.options.hashing import config_hash
 
 
 def test_defaults_then_json_then_environment_then_command_line(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_the_record_of_a_run_is_no_configuration(tmp_path: Path) -> None:
 
 def test_the_hash_of_a_configuration_is_that_of_what_decides_the_result(tmp_path: Path) -> None:
     def hash_of(**config: Any) -> str:
-        return config_hash(load_in(tmp_path, **{"lora_rank": 8, "output_dir": "a", **config}).resolved)
+        return config_hash(load_in(tmp_path, **{"lora_rank": 8, "output_dir": "a", **config}))
 
     same = hash_of()
     assert hash_of(output_dir="b", validation_disable=True, report_to="wandb", idle_expert="stay") == same
@@ -275,6 +275,32 @@ def test_the_hash_of_a_configuration_is_that_of_what_decides_the_result(tmp_path
     data = ([longer], [DATASET, {**DATASET, "id": "more"}])
     changed = [{"lora_rank": 4}, {"learning_rate": 1e-5}, {"seed": 1}, *({"datasets": entries} for entries in data)]
     assert len({same, *(hash_of(**each) for each in changed)}) == 1 + len(changed)
+    lengths = [{}, {"max_train_steps": 5000}, {"max_train_steps": None, "num_train_epochs": 3}]
+    assert len({hash_of(**each) for each in lengths}) == len(lengths)
+
+
+def test_the_hash_of_a_configuration_is_that_of_the_values_in_use(tmp_path: Path) -> None:
+    def hash_of(rate: str = "1e-3", **config: Any) -> str:
+        return config_hash(load_in(tmp_path, environ={"LR": rate}, **{"model_flavour": "t2v-mini-low", **config}))
+
+    written = {"learning_rate": "{env:LR}"}
+    assert hash_of("1e-3", **written) == hash_of(learning_rate=1e-3) != hash_of("1e-5", **written)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("words.txt", "more.txt"):
+            (tmp_path / name / file).touch()
+    places = [
+        {
+            "pretrained_model_name_or_path": str(tmp_path / name),
+            "datasets": [{**DATASET, "instance_data_dir": name, "caption_filter_list": f"{name}/{file}"}],
+        }
+        for name, file in (("one", "words.txt"), ("two", "words.txt"), ("two", "more.txt"))
+    ]
+    first, second, other = (hash_of(**each) for each in places)
+    assert first == second != other
+    assert first != hash_of(**{**places[0], "model_flavour": "t2v-mini-high"})
+    video = [hash_of(frames, datasets=[{**DATASET, "video": {"num_frames": "{env:LR}"}}]) for frames in ("41", "81")]
+    assert video[0] != video[1]
 
 
 def test_options_are_frozen(tmp_path: Path) -> None:

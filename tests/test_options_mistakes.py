@@ -148,3 +148,27 @@ def test_what_belongs_in_the_environment_is_told(tmp_path: Path, key: str, said:
     found = problems(tmp_path, (key, "hidden"))
     assert f"command line: {key} is not an option; " in found and said in found
     assert "did you mean" not in found and "hidden" not in found
+
+
+@pytest.mark.parametrize(
+    "name", ["VERSION", "OUTPUT", "MODEL", "DEVICE", "CONFIG", "HOME", "DEBUG", "LOG_LEVEL", "TOKEN", "MAX_STEPS"]
+)
+def test_a_variable_of_another_program_is_warned_of(tmp_path: Path, name: str) -> None:
+    loaded = load_in(tmp_path, environ={f"SIMPLEWAN_{name}": "hidden"})
+    [told] = [notice for notice in loaded.notices if "SIMPLEWAN_" in notice.message]
+    assert told.severity == "warning" and f"SIMPLEWAN_{name} names no option and is not read" in told.message
+    assert "hidden" not in told.message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SEEDS", "SEED"),
+        ("LEARNIN_RATE", "LEARNING_RATE"),
+        ("OUTPUTDIR", "OUTPUT_DIR"),
+        ("LERNING_RAT", "LEARNING_RATE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused(tmp_path: Path, name: str, meant: str) -> None:
+    told = problems(tmp_path, environ={f"SIMPLEWAN_{name}": "1"})
+    assert f"SIMPLEWAN_{name} names no option; did you mean SIMPLEWAN_{meant}?" in told

@@ -14,7 +14,7 @@ from simplewan.models.adapters import adapter_alpha, adapter_scale, adapter_stat
 from simplewan.models.lora.change import UNTRAINED
 from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.options.experts import adapter_of
-from simplewan.options.written import config_hash
+from simplewan.options.hashing import config_hash
 
 
 def export_loras(
@@ -46,7 +46,7 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
         boundary=boundary(context),
         step=step,
         targets=list(adapter.lora_targets),
-        config_hash=config_hash(context.loaded.resolved),
+        config_hash=config_hash(context.loaded),
     )
     try:
         report = save_lora(

@@ -22,11 +22,12 @@ from simplewan.flavours import (
     of_repository,
     unsupported,
 )
-from simplewan.options.catalogue import Options
+from simplewan.options.catalogue import Options, catalogue
 from simplewan.options.experts import adapter_of, budgets_of, has_own, key_of
 from simplewan.options.groups.flow import FlowOptions
 from simplewan.options.inference import BASE, TRANSFORMER_KEYS, infer_flavour
 from simplewan.options.paths import Paths
+from simplewan.options.problems import is_address, shown
 from simplewan.options.sources import Findings, Given, did_you_mean
 from simplewan.options.starts import check_starts
 
@@ -311,7 +312,7 @@ def _check_files(
     adapter = options.adapter
     needed: dict[str, Path | None] = {"user_prompt_library": options.validation.user_prompt_library}
     if training and isinstance(webhooks := options.reporting.webhook_config, Path):
-        needed["webhook_config"] = webhooks
+        _check_webhook_file(webhooks, found["webhook_config"], paths, findings)
     if training and options.model.model_type == "lora":
         needed["init_lora"] = adapter.init_lora
         own = [f"init_lora_{expert}" for expert in EXPERT_SUBFOLDER if flavour is not None and has_own(flavour, expert)]
@@ -322,6 +323,17 @@ def _check_files(
     for key, value in options.model.__dict__.items():
         if key.endswith("_name_or_path") and isinstance(value, str) and _is_local(value):
             paths.require_file(Path(value), found[key].value, where=found[key].where, key=key, findings=findings)
+
+
+def _check_webhook_file(path: Path, given: Given, paths: Paths, findings: Findings) -> None:
+    """An address in the file's place is a secret: it is not shown."""
+    key = "webhook_config"
+    if is_address(given.value):
+        fix = 'write the object itself, {"webhook_url": "https://..."}, or the path of a file that holds it'
+        findings.problem(given.where, "is an address, not a file", key=key, fix=fix)
+        return
+    told = shown(key, str(given.value), catalogue()[key])
+    paths.require_file(path, given.value, where=given.where, key=key, findings=findings, told=told)
 
 
 def _is_local(name: str) -> bool:

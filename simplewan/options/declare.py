@@ -57,7 +57,8 @@ def option(
     switch without which the option is not read: "use_ema", "lora_type=lycoris|other", one of FACTS, or several joined
     with "&". `comfort` is for what only
     affects speed or comfort: a value that is to come is then announced, with this text, and replaced by the default.
-    `restart_safe` options may change when a run is resumed. `secret` values are never written.
+    `restart_safe` options may change when a run is resumed. `secret` values are never written; where
+    a path may stand, that of a file is no secret.
     `factory` makes the default of a nested object.
     """
     meta = {

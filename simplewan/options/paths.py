@@ -71,8 +71,8 @@ class Paths:
         elif not found.is_dir():
             findings.problem(where, "is not a folder", key=key, value=str(raw))
 
-    def require_file(self, path: Path, raw: Any, *, where: str, key: str, findings: Findings) -> bool:
-        """A problem unless `path` is there (or still to be made); whether it can be read now."""
+    def require_file(self, path: Path, raw: Any, *, where: str, key: str, findings: Findings, told: Any = None) -> bool:
+        """A problem unless `path` is there (or still to be made); whether it can be read now. `told` is shown of it."""
         if below_placeholder(raw, self.unprepared):
             return False
         found = self.find(path, from_config=True)
@@ -80,5 +80,5 @@ class Paths:
             return True
         example = found.with_name(f"{found.name}.example")
         fix = f"{example} is a start" if example.exists() else ""
-        findings.problem(where, "is not there", key=key, value=str(raw), fix=fix)
+        findings.problem(where, "is not there", key=key, value=told or str(raw), fix=fix)
         return False

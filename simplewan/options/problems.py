@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from pydantic import ValidationError
 
 from simplewan.errors import Problem
-from simplewan.options.declare import ChoiceError, Declared, Mistake, members
+from simplewan.options.declare import ChoiceError, Declared, Mistake, describe_type, members
 from simplewan.options.sources import Findings, Given, did_you_mean, plain_key
 
 REDACTED = "(redacted)"
 _SECRET_NAME = re.compile(
     r"(^|_)(token|secret|password|access_key|api_key|webhook_url|callback_url)($|_)", re.IGNORECASE
 )
+_TOKEN = re.compile(r"\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # of "https://name:password@host"
 _LIMITS = {
     "greater_than_equal": ("must be at least", "ge"),
@@ -30,16 +33,36 @@ _LIMITS = {
 
 
 def redact(key: str, value: Any, declared: Declared | None = None) -> Any:
-    """`value` without what nobody may read: secrets by declaration or by name, and the password of an address;
-    `{env:NAME}` stays as it is written."""
+    """`value` without what nobody may read: secrets by declaration or by name, and the password of an address.
+
+    One `{env:NAME}` alone stays as it is written, and so does the name of a JSON file where a path may stand.
+    """
     if isinstance(value, Mapping):
-        return {name: redact(name, item) for name, item in value.items()}
+        return {name: redact(plain_key(str(name)), item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(key, item, declared) for item in value]
     hidden = isinstance(value, str) and bool(value) and ((declared and declared.secret) or _SECRET_NAME.search(key))
-    if hidden and not value.startswith("{env:"):
+    if hidden and not _TOKEN.fullmatch(value) and not (declared and _names_file(value, declared)):
         return REDACTED
     return _PASSWORD.sub(rf"\1{REDACTED}@", value) if isinstance(value, str) else value
+
+
+def shown(key: str, value: Any, declared: Declared | None = None) -> Any:
+    """`value` as a problem shows it: of a secret option nothing of an object, a list, or text that may be one."""
+    if declared and declared.secret and isinstance(value, (Mapping, list, tuple)):
+        return REDACTED
+    told = redact(key, value, declared)
+    return told if not isinstance(told, (dict, list)) or len(str(told)) < 60 else None
+
+
+def is_address(value: Any) -> bool:
+    """Whether text begins as an address does, http://... or another."""
+    return isinstance(value, str) and "://" in value
+
+
+def _names_file(value: str, declared: Declared) -> bool:
+    may = Path in members(declared.annotation) and not value.lstrip().startswith(("[", "{"))
+    return may and value.endswith(".json") and not is_address(value)
 
 
 def from_text(value: Any, declared: Declared) -> Any:
@@ -70,7 +93,7 @@ def read_values(
         try:
             value = from_text(expanded[key], among[key])
         except ValueError as error:
-            findings.problem(given.where, str(error), key=key, value=redact(key, given.value))
+            findings.problem(given.where, str(error), key=key, value=shown(key, given.value, among[key]))
             continue
         if value is not None:
             values[key] = value
@@ -91,14 +114,14 @@ def translate(
         key = str(location[0]) if location else ""
         given = found.get(key)
         declared = _declared(location, among)
-        several = declared is not None and len([kind for kind in members(declared.annotation) if kind is not None]) > 2
+        several = declared is not None and len(_kinds(declared)) > 1
         path = key if several else _path(location)
         message, fix = _message(item, declared, several=several)
         value = _dig(given.value, location[1:]) if given and not several else given.value if given else None
         problem = Problem(
             where=given.where if given else where,
             key=path or None,
-            value=_shown(redact(str(location[-1]) if location else "", value, declared)),
+            value=shown(str(location[-1]) if location else "", value, declared),
             message=message,
             fix=fix,
         )
@@ -108,7 +131,14 @@ def translate(
 
 def _declared(location: Sequence[int | str], among: Mapping[str, Declared]) -> Declared | None:
     names = [str(part) for part in location if isinstance(part, str)]
-    return among.get(".".join(names[:2])) or (among.get(names[0]) if len(names) == 1 else None)
+    outer = among.get(names[0]) if names else None
+    # Of a union pydantic names the members, too.
+    alone = outer if len(names) == 1 or (outer and len(_kinds(outer)) > 1) else None
+    return among.get(".".join(names[:2])) or alone
+
+
+def _kinds(declared: Declared) -> list[Any]:
+    return [kind for kind in members(declared.annotation) if kind is not NoneType]
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -122,10 +152,6 @@ def _dig(value: Any, location: Sequence[int | str]) -> Any:
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
     return value
-
-
-def _shown(value: Any) -> Any:
-    return value if not isinstance(value, (dict, list)) or len(str(value)) < 60 else None
 
 
 def _message(item: Any, declared: Declared | None, *, several: bool) -> tuple[str, str | None]:
@@ -154,8 +180,15 @@ def _message(item: Any, declared: Declared | None, *, several: bool) -> tuple[st
     wanted = declared.type_name if declared and (several or plain is None) else plain
     if wanted == "true or false":
         return "is neither true nor false", None
-    return (f"is not {_article(wanted)}{wanted}" if wanted else item["msg"]), None
+    if several and declared:
+        wanted = _any_of([_with_article(describe_type(each)) for each in _kinds(declared)])
+        return f"is not {wanted}", None
+    return (f"is not {_with_article(wanted)}" if wanted else item["msg"]), None
 
 
-def _article(noun: str) -> str:
-    return "" if noun.startswith("text") else "an " if noun[0] in "aeiou" else "a "
+def _with_article(noun: str) -> str:
+    return noun if noun.startswith("text") else f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _any_of(nouns: Sequence[str]) -> str:
+    return " or ".join([*([", ".join(nouns[:-1])] if nouns[:-1] else []), nouns[-1]])

@@ -27,6 +27,8 @@ RESERVED = ("SIMPLEWAN_VENV", "SIMPLEWAN_CACHE")
 # For the guess at what was meant: how alike two spellings are (0..1), how many letters tell the word that they begin,
 # and among how many words one may choose.
 _ALIKE, _BEGINNING, _FEW = 0.78, 4, 3
+# A variable of the environment may be another program's: as alike as this it is taken for one that is misspelt.
+_MISSPELT = 0.85
 _TOKEN = re.compile(r"\{([a-z_]+)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
 
 
@@ -92,6 +94,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
         return folded[close[0]] if close else None
     shortest = [word for length, *_, word in holding if length == holding[0][0]]
     return folded[shortest[0]] if len(shortest) == 1 or len(holding) <= _FEW else None
+
+
+def misspelt(name: str, known: Iterable[str]) -> str | None:
+    """The known word that `name` is a misspelling of: one slip away, or spelled nearly alike; not what it may mean."""
+    words, written = list(known), name.lower()
+    slips = [word for word in words if _is_slip(word, written)]
+    close = difflib.get_close_matches(written, slips or words, n=1, cutoff=0 if slips else _MISSPELT)
+    return close[0] if close else None
 
 
 def _is_slip(word: str, written: str) -> bool:
@@ -242,9 +252,9 @@ def _from_environment(environ: Mapping[str, str], findings: Findings) -> Iterabl
         key = name.removeprefix(PREFIX).lower()
         if key in catalogue():
             yield Given(key, environ[name], f"environment {name}")
-        elif meant := did_you_mean(key, catalogue()):
+        elif meant := misspelt(key, catalogue()):
             findings.problem("environment", "names no option", key=name, fix=f"did you mean {PREFIX}{meant.upper()}?")
-        else:  # it may be another program's
+        else:
             findings.warn(f"environment: {name} names no option and is not read")
 
 

@@ -7,6 +7,7 @@ and the sources of values. An address holds a secret (Discord's is the key to a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,6 +97,8 @@ def _read(raw: Mapping[str, Any], *, where: str, expand: Expander, findings: Fin
     found: dict[str, Given] = {}
     for written, value in raw.items():
         key = plain_key(str(written))
+        if key in found and found[key].value != value:
+            findings.problem(where, "is given twice, with different values", key=key, fix="keep one of them")
         if key in among:
             found[key] = Given(key, value, where)
             continue
@@ -106,14 +109,20 @@ def _read(raw: Mapping[str, Any], *, where: str, expand: Expander, findings: Fin
     values = read_values(found, expanded, among, findings)
     if "webhook_type" not in values and "webhook_url" in values and "callback_url" not in values:
         values["webhook_type"] = "discord"
+    webhook = None
     try:
         webhook = WebhookOptions.model_validate(values)
     except ValidationError as error:
         findings.problems.extend(translate(error, found=found, among=among, where=where))
+    # An address may have got into any of the values.
+    findings.problems[before:] = [replace(problem, value=None) for problem in findings.problems[before:]]
+    if webhook is None or len(findings.problems) > before:
         return None
-    if len(findings.problems) == before:
-        findings.problems.extend(_address_problems(webhook, where=where))
-    return webhook if len(findings.problems) == before else None
+    for kind, key in ADDRESS.items():
+        if kind != webhook.webhook_type and getattr(webhook, key):
+            findings.warn(f"{where}: {key} is not used: webhook_type is {webhook.webhook_type}")
+    findings.problems.extend(problems := _address_problems(webhook, where=where))
+    return None if problems else webhook
 
 
 def _address_problems(webhook: WebhookOptions, *, where: str) -> list[Problem]:

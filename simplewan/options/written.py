@@ -6,8 +6,6 @@ text with `{env:NAME}` or a placeholder in it, stay as they were written; secret
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,10 @@ from pydantic import BaseModel
 from simplewan.options.catalogue import catalogue, dataset_catalogue, group_models
 from simplewan.options.datasets import DatasetOptions
 from simplewan.options.declare import Declared
-from simplewan.options.problems import redact
+from simplewan.options.problems import from_text, is_address, redact
 from simplewan.options.sources import Given, holds_token
 
 DATASETS = "datasets"
-# What may change on the way and decides the result nevertheless: options of these groups, but for where one waits.
-_DECIDING, _WAITING = ("optimizer", "experts"), "idle_expert"
 
 
 def as_saved(found: Mapping[str, Given], group: BaseModel, among: Mapping[str, Declared]) -> dict[str, Any]:
@@ -31,8 +27,19 @@ def as_saved(found: Mapping[str, Given], group: BaseModel, among: Mapping[str, D
     saved = {}
     for key in dumped:
         if key in found:
-            saved[key] = redact(key, _unexpanded(found[key].value, getattr(group, key), dumped[key]), among[key])
+            raw, value = _parsed(found[key].value, among[key]), getattr(group, key)
+            names_file = isinstance(value, Path) and not is_address(raw)  # no secret, though what the file holds is
+            told = _unexpanded(raw, value, dumped[key])
+            saved[key] = told if names_file and among[key].secret else redact(key, told, among[key])
     return saved
+
+
+def _parsed(raw: Any, declared: Declared) -> Any:
+    """A list or an object that was written as text, so that its parts are looked at one by one."""
+    try:
+        return from_text(raw, declared)
+    except ValueError:  # a mistake, told elsewhere; or it is not JSON before tokens are expanded
+        return raw
 
 
 def is_record(content: Mapping[str, Any]) -> bool:
@@ -54,23 +61,13 @@ def _unexpanded(raw: Any, value: Any, dumped: Any) -> Any:
     if isinstance(raw, list) and isinstance(dumped, list) and len(raw) == len(dumped):
         inner = value if isinstance(value, (list, tuple)) else dumped
         return [_unexpanded(*items) for items in zip(raw, inner, dumped, strict=True)]
-    return dumped
+    return raw if _any_token(raw) else dumped
 
 
-def config_hash(record: Mapping[str, Any]) -> str:
-    """16 hex digits that name the given options that decide the result: not where things lie, nor how it is watched."""
-    among, entry_keys = catalogue(), dataset_catalogue()
-    deciding = {
-        key: value
-        for key, value in record.items()
-        if key in among and (not among[key].restart_safe or (among[key].group in _DECIDING and key != _WAITING))
-    }
-    entries = [
-        {key: value for key, value in entry.items() if not entry_keys[key].restart_safe}
-        for entry in record.get(DATASETS, [])
-    ]
-    text = json.dumps([deciding, entries], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _any_token(raw: Any) -> bool:
+    if isinstance(raw, (Mapping, list, tuple)):
+        return any(map(_any_token, raw.values() if isinstance(raw, Mapping) else raw))
+    return holds_token(raw)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], facts: Mapping[str, bool] | None = None) -> list[str]:

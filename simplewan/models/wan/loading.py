@@ -42,7 +42,6 @@ from simplewan.models.wan.sources import (
     part_config,
     part_path,
     source,
-    weights_fingerprint,
 )
 from simplewan.models.wan.tokens import make_tokenizer
 from simplewan.models.wan.weights import open_weights
@@ -62,7 +61,6 @@ __all__ = [
     "size_remark",
     "text_encoder_fingerprint",
     "transformer_configuration",
-    "transformer_fingerprint",
     "vae_fingerprint",
 ]
 
@@ -174,11 +172,6 @@ def load_image_encoder(model: ModelSource, flavour: Flavour, dtype: torch.dtype)
             CLIPImageProcessor() if processor_path.is_file() else CLIPImageProcessor.from_pretrained(processor_path)
         )
         return processor, _frozen(encoder)
-
-
-def transformer_fingerprint(model: ModelSource, flavour: Flavour, part: str) -> str:
-    """`weights_fingerprint` of one expert's transformer, downloaded if need be."""
-    return weights_fingerprint(part_path(source(model, flavour, part)))
 
 
 def vae_fingerprint(model: ModelSource, flavour: Flavour) -> str:

@@ -9,7 +9,7 @@ of which only the part's files are downloaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -222,6 +222,11 @@ def fingerprint(path: Path) -> str:
     """
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in _HASHED_ENDINGS)
     return _digest([("" if path.is_file() else file.name, file) for file in files], samples=2)
+
+
+def files_fingerprint(files: Iterable[Path]) -> str:
+    """16 hex digits that name files of one folder and what is in them."""
+    return _digest([(file.name, file) for file in sorted(files)], samples=2)
 
 
 def weights_fingerprint(path: Path) -> str:

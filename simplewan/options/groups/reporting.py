@@ -27,6 +27,7 @@ class ReportingOptions(Group):
     webhook_config: Path | dict[str, Any] | list[Any] | None = option(
         None,
         restart_safe=True,
+        secret=True,
         help="JSON file (or the object itself, or a list of objects) that says where events are posted; its keys are "
         "listed below.",
     )
