@@ -73,13 +73,17 @@ class Metric(Event):
 
 @dataclass(frozen=True)
 class EvalLoss(Event):
-    """The loss on fixed samples, noise and timesteps at `step`; `bands` holds it per timestep."""
+    """The loss on fixed samples, noise and timesteps at `step`; `bands` holds it per timestep.
+
+    `measured_on` names the samples and timesteps: losses of a run on the same ones can be compared.
+    """
 
     kind: ClassVar[str] = "eval_loss"
     step: int
     role: str
     loss: float
     bands: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str = ""
 
 
 @dataclass(frozen=True)

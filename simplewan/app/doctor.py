@@ -40,9 +40,13 @@ def doctor(places: Sequence[Path]) -> tuple[list[Diagnosis], list[Problem]]:
 
 def page(found: Diagnosis, *, layers: bool = False) -> str:
     """What people read; with `layers` every layer too, not only those with a flag."""
-    state = "healthy" if found.healthy else "SICK" if found.trained else "NOT TRAINED"
+    state = "healthy"
+    if found.faults:
+        state = "SICK" if found.trained else "NOT TRAINED"
+    elif found.doubts:
+        state = "SUSPICIOUS"
     lines = [f"{found.path}", f"  {state}"]
-    lines += [f"  ! {fault}" for fault in found.faults]
+    lines += [f"  ! {fault}" for fault in (*found.faults, *found.doubts)]
     facts = {
         "format": found.format,
         "for": found.model + (f", the {found.expert}-noise expert" if found.expert else ""),

@@ -16,6 +16,12 @@ from simplewan.models.lora.write import lora_file_name, lora_metadata, save_lora
 from simplewan.options.experts import adapter_of
 from simplewan.options.hashing import config_hash
 
+# What is said of a LoRA that changes a weight by more than the weight itself, and what to do about it.
+EXCESSIVE = (
+    ": more than a weight itself, which is most likely spoilt; train anew with a lower learning_rate, or take the LoRA "
+    "of an earlier checkpoint"
+)
+
 
 def export_loras(
     context: Context, experts: Mapping[str, Expert], folder: Path, *, step: int, announce: bool = False
@@ -60,7 +66,8 @@ def _export_lora(context: Context, expert: Expert, folder: Path, *, step: int, a
         raise TrainingFailure(f"the LoRA of step {step} was not written: {error}") from error
     if announce:
         said = f"{path.name}: the {flavour.called(expert.name)} {UNTRAINED}" if report.untrained else str(report)
-        context.say(said, warning=report.zero_modules > 0)
+        said += EXCESSIVE if report.is_excessive else ""
+        context.say(said, warning=report.zero_modules > 0 or report.is_excessive)
     return path
 
 

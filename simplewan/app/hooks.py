@@ -14,6 +14,7 @@ from simplewan.app.context import Context
 from simplewan.app.export import export_loras, export_transformers
 from simplewan.app.idle import IdleExperts
 from simplewan.app.resume import mark_finished
+from simplewan.app.rises import Rises, fingerprint
 from simplewan.app.roles import Expert
 from simplewan.app.scaling import LossScales
 from simplewan.app.settled import SETTLED
@@ -110,8 +111,10 @@ class EvalHook:
         planned: Sequence[int],
         recorded: Recorded,
         idle: IdleExperts,
+        rises: Mapping[str, Rises],
     ) -> None:
         self._context, self._experts, self._batches, self._idle = context, experts, batches, idle
+        self._rises = rises
         self._planned = frozenset(planned)
         self._recorded = recorded
 
@@ -128,14 +131,19 @@ class EvalHook:
 
     def _measure(self, step: int, roles: Sequence[str]) -> None:
         options = self._context.options
-        for expert in (self._experts[role] for role in roles):
+        for role in roles:
+            expert = self._experts[role]
             bands = timestep_bands(options.validation.eval_timesteps, expert.sigma_bounds)
-            self._idle.activate(expert.name)
+            self._idle.activate(role)
             expert.transformer.eval()
             batches = (batch.to(self._context.device) for batch in self._batches)
             result = eval_loss(expert.predict, batches, bands, options.run.seed, check=self._context.check)
             expert.transformer.train()
-            self._context.emit(EvalLoss(step=step, role=expert.name, loss=result.loss, bands=result.bands))
+            on = fingerprint([name for batch in self._batches for name in batch.names], bands)
+            event = EvalLoss(step=step, role=role, loss=result.loss, bands=result.bands, measured_on=on)
+            self._context.emit(event)
+            if (told := self._rises[role].add(event)) is not None:
+                self._context.say(told, warning=True)
 
 
 class ValidationHook:

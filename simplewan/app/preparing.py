@@ -147,17 +147,18 @@ def make_plan(
     )
 
 
-def announce(context: Context, prepared: Prepared) -> None:
-    """Say in a line or two what is going to happen."""
+def announce(context: Context, prepared: Prepared, *, start: int) -> None:
+    """Say in a line or two what is going to happen from step `start` on."""
     plan = prepared.plan
-    clips = ""
+    shown, clips = len(plan.validation_steps), ""
     if prepared.rendering is not None and plan.validation_steps:
         settings = prepared.rendering.settings
         clips = f" of {counted(len(settings.prompts) * len(settings.sizes), 'clip')} ({settings.clips})"
-    saves, shows = counted(len(plan.checkpoint_steps), "checkpoint"), counted(len(plan.validation_steps), "validation")
+        if start == 0 and not context.options.run.disable_benchmark:
+            shown, clips = shown + 1, f" (one before the first step){clips}"
     context.say(
         f"{counted(plan.total_steps, 'step')}, {plan.epochs:.1f} epochs of {plan.steps_per_epoch:.1f} steps; "
-        f"{saves}, {shows}{clips}"
+        f"{counted(len(plan.checkpoint_steps), 'checkpoint')}, {counted(shown, 'validation')}{clips}"
     )
     announce_turns(context, prepared.turns, prepared.steps)
 

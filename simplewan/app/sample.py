@@ -22,6 +22,7 @@ from simplewan.app.context import Context
 from simplewan.app.device import make_accelerator
 from simplewan.app.pictures import Picture, Rendering, cut_notices, first_frames, picture_of_file
 from simplewan.app.rendering import Decoder, Turns, encode_pictures, encode_texts, expert_note, render_settings
+from simplewan.app.settled import trained_on_others
 from simplewan.app.validating import collect, without_pictures
 from simplewan.app.weights import Weights, assign_loras, find_trained, load_weighted
 from simplewan.checkpoints.files import read_record
@@ -115,6 +116,8 @@ def _sample(context: Context, request: Request, records: list[dict[str, Any]], c
     _make_folder(request.output)
     clips = plan_clips(settings, request.seeds or (settings.seed,), note=note, claims=claims)
     steps = announce(context, settings, experts, weights, scale=request.adapter_scale)
+    if request.adapters is None:
+        warn_of_other_base(context, weights)
     decoder = Decoder(context)
     decoder.load()
     needs = Rendering(settings, pictures).needs
@@ -318,12 +321,28 @@ def announce(
         strength = f", strength {scale:g}" if own.loras and scale != 1 else ""
         place = source(context.options.model, context.flavour, EXPERT_SUBFOLDER[name])
         what = f"{own}{strength}" if str(own) else f"{place.part} of {place.name}, nothing added"
+        if own.loras and not place.is_base:
+            what += f", on {place.name}"
         context.say(f"{context.flavour.called(name)}, {steps.get(name, 0)} of {len(used)} steps: {what}")
     if scale != 1 and not any(each.loras for each in weights.values()):
         context.say(f"adapter_scale = {scale:g} has no effect: there is no LoRA", warning=True)
     if expert_note(context, settings) is not None:
         context.say(f"single expert: {base} has only the {experts[0]}-noise one, which makes all steps", warning=True)
     return steps
+
+
+def warn_of_other_base(context: Context, weights: Mapping[str, Weights]) -> None:
+    """Warn of the LoRAs of a run that were trained on other weights than they are put on now, by the run's record."""
+    model, flavour = context.options.model, context.flavour
+    for name, own in weights.items():
+        part = EXPERT_SUBFOLDER[name]
+        if any(trained_on_others(lora.path.parent, model, flavour, part) for lora in own.loras):
+            base = f"{part} of {source(model, flavour, part).name}"
+            context.say(
+                f"{own} was trained on other weights than {base}: unless they are the same in another format, it fits "
+                "them badly; adapter=none renders the base alone",
+                warning=True,
+            )
 
 
 def record_of(event: SampleRendered, clip: Clip, settings: RenderSettings, steps: Mapping[str, int]) -> dict[str, Any]:

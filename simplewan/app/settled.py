@@ -20,6 +20,7 @@ from simplewan.models.wan.loading import image_encoder_fingerprint, text_encoder
 from simplewan.models.wan.prints import COMPANION, CONFIGURATION, WEIGHTS, part_prints
 from simplewan.models.wan.sources import needs_image_embeds, source
 from simplewan.options import Loaded
+from simplewan.options.groups.model import ModelOptions
 
 SETTLED = "settled"  # the name of a checkpoint's part
 FILE = f"{SETTLED}.json"
@@ -75,6 +76,13 @@ def differences(record: Mapping[str, Any], loaded: Loaded, *, where: str) -> lis
         if part in record:
             problems += _part_differences(record[part], loaded, part, where=where)
     return problems
+
+
+def trained_on_others(folder: Path, model: ModelOptions, flavour: Flavour, part: str) -> bool:
+    """Whether the run or the checkpoint in `folder` tells that it trained on other files of weights than those now."""
+    was = recorded(folder).get(part)
+    before = was if was is None or isinstance(was, str) else was.get(WEIGHTS)
+    return before is not None and part_prints(model, flavour, part)[WEIGHTS] != before
 
 
 def _part_differences(was: Mapping[str, str] | str, loaded: Loaded, part: str, *, where: str) -> list[Problem]:

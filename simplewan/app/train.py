@@ -17,6 +17,7 @@ from simplewan.app.idle import IdleExperts
 from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
+from simplewan.app.rises import Rises
 from simplewan.app.roles import Expert, load_expert, make_role
 from simplewan.app.scaling import LossScales
 from simplewan.app.settled import FILE as SETTLED_FILE
@@ -99,7 +100,7 @@ def _train(loaded: Loaded, output: Path, signals: SignalWatch, reports: Reports)
             f"this run is finished: {start} steps; raise max_train_steps to go on, or start anew in another output_dir"
         )
         return
-    announce(context, prepared)
+    announce(context, prepared, start=start)
     forget_finished(output)
     checkpoints.rotate(start)
     with IdleExperts(context, before=resume.idle_place(checkpoints) if resume else None) as idle:
@@ -134,10 +135,16 @@ def watching_hooks(
 ) -> list[Hook]:
     """The hooks that look at what is trained: the loss on fixed samples, and the validation clips."""
     plan = prepared.plan
-    batches = eval_batches(context, prepared.fetch)
-    hooks: list[Hook] = [
-        EvalHook(context, experts=experts, batches=batches, planned=plan.eval_steps, recorded=recorded, idle=idle)
-    ]
+    measuring = EvalHook(
+        context,
+        experts=experts,
+        batches=eval_batches(context, prepared.fetch),
+        planned=plan.eval_steps,
+        recorded=recorded,
+        idle=idle,
+        rises={name: Rises(context.output, context.flavour, name) for name in experts},
+    )
+    hooks: list[Hook] = [measuring]
     if prepared.rendering is not None:
         validator = make_validator(context, prepared.rendering, experts=experts, caches=prepared.caches, idle=idle)
         benchmark = not context.options.run.disable_benchmark

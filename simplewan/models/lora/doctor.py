@@ -24,7 +24,10 @@ from simplewan.models.lora.skeleton import EITHER, Sizes, shapes_told, sizes_of
 from simplewan.models.lora.verify import read_as_diffusers
 from simplewan.recognition import told_by, told_expert, told_version
 
-DEAD, NOT_FINITE, MISFIT = "no effect", "not finite", "does not fit"
+DEAD, NOT_FINITE, MISFIT, TOO_LARGE = "no effect", "not finite", "does not fit", "too large"
+# Root mean square of what is added to the entries of a weight. Those of Wan's own linears are some hundredths, what
+# training or distillation adds to them some thousandths.
+MOST_ADDED = 1.0
 LOADS, PARTLY, WEAKER, NOT = "loads", "loads in part", "loads, strength is wrong", "does not load"
 _NAMES = {
     "diffusion_model.": "ComfyUI's prefix",
@@ -73,7 +76,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that is known of a file. `faults` make it sick; `remarks` are worth knowing.
+    """All that is known of a file. `faults` make it sick, `doubts` suspicious; `remarks` are worth knowing.
 
     `trained` is False of a LoRA that is as training begins with it. `expert` is None, too, for a model that has one.
     """
@@ -87,12 +90,13 @@ class Diagnosis:
     trained: bool
     dtypes: tuple[str, ...]
     faults: tuple[str, ...]
+    doubts: tuple[str, ...]
     remarks: tuple[str, ...]
     tools: tuple[Verdict, ...]
 
     @property
     def healthy(self) -> bool:
-        return not self.faults
+        return not self.faults and not self.doubts
 
     def values(self, key: str) -> list[Any]:
         """The different values of `key` (rank, alpha, scale, kind) over the layers, sorted."""
@@ -114,6 +118,7 @@ class Diagnosis:
             "alphas": [_number(value) for value in self.values("alpha")],
             "scales": [_number(value) for value in self.values("scale")],
             "faults": list(self.faults),
+            "doubts": list(self.doubts),
             "remarks": list(self.remarks),
             "tools": {verdict.tool: {"outcome": verdict.outcome, "reason": verdict.reason} for verdict in self.tools},
             "layers": [
@@ -147,6 +152,7 @@ def diagnose(path: Path) -> Diagnosis:
         trained=trained,
         dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in file.dtypes)),
         faults=tuple(_faults(file, layers, sizes, trained=trained)),
+        doubts=tuple(_doubts(layers)),
         remarks=tuple(_remarks(file, layers, place)),
         tools=tuple(verdicts(file)),
     )
@@ -205,7 +211,27 @@ def _layer(change: Change, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
         flag = MISFIT
     elif norm == 0 and not change.acts:
         flag = DEAD
+    elif _is_too_large(change, norm):
+        flag = TOO_LARGE
     return Layer(change.module, change.kind, change.rank, change.alpha, change.scale, norm, flag)
+
+
+def _is_too_large(change: Change, norm: float) -> bool:
+    """Whether a trained product is beyond all weights. Whole differences may be of anything; a DoRA sets norms anew."""
+    if change.kind == WHOLE or change.dora is not None or change.shape is None:
+        return False
+    return norm > MOST_ADDED * math.prod(change.shape) ** 0.5
+
+
+def _doubts(layers: Sequence[Layer]) -> list[str]:
+    named = [layer.module for layer in layers if layer.flag == TOO_LARGE]
+    if not named:
+        return []
+    return [
+        f"{len(named)} of {len(layers)} layers change by more than {MOST_ADDED:g} an entry (root mean square), where "
+        f"weights are some hundredths: {some(named)}; most likely the learning rate was too high, and an earlier "
+        "checkpoint is better"
+    ]
 
 
 def _faults(file: LoraFile, layers: Sequence[Layer], sizes: Sizes, *, trained: bool) -> list[str]:

@@ -54,6 +54,11 @@ class LoraReport:
     def untrained(self) -> bool:
         return self.zero_modules == self.modules
 
+    @property
+    def is_excessive(self) -> bool:
+        """Whether a weight is changed by more than itself; sound training changes one by a few hundredths."""
+        return self.largest_norm > 1
+
     def __str__(self) -> str:
         changes = f"changes {self.smallest_norm:.2g} to {self.largest_norm:.2g} of the weights"
         rank = ", ".join(str(rank) for rank in self.ranks)
