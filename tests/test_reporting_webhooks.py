@@ -485,6 +485,6 @@ def test_what_is_told_after_the_end_is_not_counted_as_lost(receiver: Receiver) -
     said: list[Event] = []
     with opened(receiver.address, said) as webhook:
         webhook.stop()
-        webhook.wait(10)
+        webhook._thread.join(10)
         webhook(Notice("another webhook was not sent 3 reports", "warning"))
     assert said == []
