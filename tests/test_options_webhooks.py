@@ -50,6 +50,7 @@ def test_secrets_come_from_the_environment_and_are_never_saved(tmp_path: Path) -
         ({"url": "http://host/secret"}, ["url is not a key of a webhook", "raw has a callback_url"]),
         ({"webhook_type": "discord", "callback_url": "http://host/secret"}, ["webhook_url is missing: discord posts"]),
         ({**RAW, "callback_url": "host/secret"}, ["callback_url is not an address", "write it whole"]),
+        ({**DISCORD, "webhook_url": "https://discord.com/channels/1/2"}, ["none of a webhook", "Integrations"]),
         ({**RAW, "callback_url": "ftp://host/secret"}, ["callback_url is not an address"]),
         ({**RAW, "callback_url": "http://host:port/secret"}, ["callback_url is not an address"]),
         ({**RAW, "webhook_type": "slack"}, ["webhook_type is not one of raw, discord"]),

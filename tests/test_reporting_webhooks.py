@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ def opened(
         [WebhookOptions(webhook_type=kind, **{key: f"{address}/api/very-secret"}, **options)],
         run_id="abc123",
         run_name="mini",
+        about="t2v-mini, lora",
         step=0,
         attempt=1,
         interval_steps=interval,
@@ -113,7 +116,7 @@ def test_every_event_arrives_as_the_object_of_its_type(receiver: Receiver, tmp_p
             webhook(event)
     done = {"current": 3, "total": 12, "percent": 25.0}
     first, *posts = [post.json for post in receiver.posts]
-    assert first["type"] == "training.status" and first["message"] == "[mini] mini: begins"
+    assert first["type"] == "training.status" and first["message"] == "[mini] mini (t2v-mini, lora) begins"
     assert [post["record"] for post in posts] == [json.loads(json.dumps(as_record(event))) for event in events]
     assert {post.headers["x-api-key"] for post in receiver.posts} == {"key"}
     for post in posts:
@@ -165,12 +168,13 @@ def test_a_validation_clip_arrives_whole_and_says_single_expert(receiver: Receiv
 
 def test_a_chat_gets_words_and_files_but_no_figures(receiver: Receiver, tmp_path: Path) -> None:
     event = clip(tmp_path, prompt="@everyone " + "long " * 600)
-    with opened(receiver.address, kind="discord", message_prefix="mini:", auth_token="not for a chat") as webhook:
+    with opened(receiver.address, kind="discord", message_prefix="mini", auth_token="not for a chat") as webhook:
         figures = (metric(1), Progress("latents", "Encoding", 1, 2), Stage("latents", "Encoding"))
-        for told in (*figures, event, Notice("look", "warning")):
+        noise = (CheckpointSaved(1, "checkpoint-1"), PictureDrawn(0, "timesteps", event.sheet), Notice("so"))
+        for told in (*figures, *noise, event, Notice("look", "warning")):
             webhook(told)
     first, rendered, notice = receiver.posts
-    assert first.chat["content"] == "mini: mini: begins"
+    assert first.chat["content"] == "mini: mini (t2v-mini, lora) begins"
     assert notice.chat["content"] == "mini: **warning** look" and len(notice.parts) == 1
     text = rendered.chat["content"]
     assert text.startswith("mini: step 30, ring (single expert): @everyone long") and len(text) == 2000
@@ -178,6 +182,26 @@ def test_a_chat_gets_words_and_files_but_no_figures(receiver: Receiver, tmp_path
     files = [part for name, part in rendered.parts.items() if name.startswith("files[")]
     assert files == [(Path(path).name, Path(path).read_bytes()) for path in (event.sheet, event.video)]
     assert all("x-api-key" not in post.headers for post in receiver.posts)
+
+
+def test_the_clips_of_a_validation_are_one_message_in_a_chat(receiver: Receiver, tmp_path: Path) -> None:
+    event = clip(tmp_path)
+    with opened(receiver.address, kind="discord") as webhook:
+        for number in range(7):
+            files = {}
+            for kind, path in (("video", event.video), ("sheet", event.sheet)):
+                files[kind] = str(Path(path).with_stem(f"ring{number}"))
+                shutil.copy(path, files[kind])
+            webhook(replace(event, name=f"ring{number}", **files))
+        webhook(Progress("validation", "ring", 9, 9, "steps"))
+        webhook(Stage("validation", "Validation of step 30", "completed"))
+        webhook(replace(event, step=60))
+        webhook(replace(event, step=90))
+    said = [post.chat["content"].splitlines() for post in receiver.posts[1:]]
+    assert [lines[0] for lines in said[:2]] == ["Validation of step 30 (single expert)"] * 2
+    assert said[0][1:] == [f"- ring{number} (single expert): a red ring" for number in range(5)]
+    assert len(said[1]) == 3 and [len(post.parts) for post in receiver.posts[1:]] == [11, 5, 3, 3]
+    assert [lines[0].split(",")[0] for lines in said[2:]] == ["step 60", "step 90"]
 
 
 @pytest.mark.parametrize("kind", ["raw", "discord"])
@@ -310,7 +334,7 @@ def test_its_own_trouble_is_not_told_to_itself_but_to_others(receiver: Receiver)
         emit = Emitter()
         emit.add(lambda event: [listener(event) for listener in listeners] and None)
         hooks = [WebhookOptions(callback_url=f"{each.address}/x") for each in (receiver, other)]
-        names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+        names = {"run_id": "a", "run_name": "b", "about": "c", "step": 0, "attempt": 1, "interval_steps": 1}
         listeners += open_webhooks(hooks, emit=emit, **names)  # type: ignore[arg-type]
         receiver.answers = [422] * 50
         emit(Notice("look"))
@@ -367,7 +391,7 @@ def test_when_one_refuses_the_others_are_told_that_it_ends(receiver: Receiver) -
     with receiving() as other:
         other.answers = [404]
         hooks = [WebhookOptions(callback_url=f"{each.address}/x") for each in (receiver, other)]
-        names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+        names = {"run_id": "a", "run_name": "b", "about": "c", "step": 0, "attempt": 1, "interval_steps": 1}
         with pytest.raises(UserError, match="answered 404"):
             open_webhooks(hooks, emit=silent, **names)  # type: ignore[arg-type]
     assert receiver.kinds == ["training.status", "error"]
@@ -376,7 +400,7 @@ def test_when_one_refuses_the_others_are_told_that_it_ends(receiver: Receiver) -
 def test_all_are_closed_in_the_time_of_one(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhooks, "CLOSING_SECONDS", 0.3)
     hooks = [WebhookOptions(callback_url=f"{receiver.address}/{n}") for n in range(5)]
-    names = {"run_id": "a", "run_name": "b", "step": 0, "attempt": 1, "interval_steps": 1}
+    names = {"run_id": "a", "run_name": "b", "about": "c", "step": 0, "attempt": 1, "interval_steps": 1}
     listeners = open_webhooks(hooks, emit=silent, **names)  # type: ignore[arg-type]
     receiver.holding = True
     for listener in listeners:
@@ -395,7 +419,10 @@ def test_a_server_that_is_not_there_stops_nothing_and_betrays_nothing(monkeypatc
         webhook(Notice("here"))
     assert time.monotonic() - began < 5
     texts = [event.message for event in said if isinstance(event, Notice)]
-    assert "cannot be reached; training goes on" in texts[0] and "was not sent 2 reports" in texts[1]
+    assert (
+        "cannot be reached: the connection is refused; training goes on" in texts[0]
+        and "was not sent 2 reports" in texts[1]
+    )
     assert "secret" not in " ".join(texts)
 
 
@@ -433,3 +460,31 @@ def test_room_that_is_made_meanwhile_costs_the_oldest_alone(
             webhook(Notice(text))
         receiver.hold.set()
     assert [post.json["message"] for post in receiver.posts[1:]] == ["a", "c", "d"]
+
+
+def test_a_host_that_nobody_knows_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Event] = []
+    with opened("http://localhots.invalid", said):
+        pass
+    assert "cannot be reached: no such host is known here" in said[0].message  # type: ignore[attr-defined]
+
+
+def test_a_server_that_is_back_before_the_end_is_sent_the_rest(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "ENDING_SECONDS", 0.05)
+    said: list[Event] = []
+    with opened(receiver.address, said) as webhook:
+        receiver.answers = [503] * 4
+        webhook(RunSummary("finished", 1, 1, 1.0))
+    assert receiver.kinds[-1] == "training.summary"
+    assert [event.message.split(" ", 2)[2] for event in said if isinstance(event, Notice)][-1] == "takes reports again"
+
+
+def test_what_is_told_after_the_end_is_not_counted_as_lost(receiver: Receiver) -> None:
+    said: list[Event] = []
+    with opened(receiver.address, said) as webhook:
+        webhook.stop()
+        webhook._thread.join(10)
+        webhook(Notice("another webhook was not sent 3 reports", "warning"))
+    assert said == []

@@ -86,6 +86,7 @@ class Reports:
             self._loaded.webhooks,
             run_id=identity.run_id,
             run_name=settings.run_name,
+            about=f"{self._loaded.flavour.name}, {self._loaded.options.model.model_type}",
             step=step,
             attempt=identity.attempt,
             interval_steps=options.webhook_reporting_interval,
@@ -94,7 +95,7 @@ class Reports:
         for webhook in self._webhooks:
             self.emit.add(webhook)
         for event in self._early:
-            if isinstance(event, Notice) and event.severity != "info":
+            if isinstance(event, Notice):
                 self.emit.to(event, *self._webhooks)
         return recorded
 

@@ -118,9 +118,11 @@ def _read(raw: Mapping[str, Any], *, where: str, expand: Expander, findings: Fin
     findings.problems[before:] = [replace(problem, value=None) for problem in findings.problems[before:]]
     if webhook is None or len(findings.problems) > before:
         return None
-    for kind, key in ADDRESS.items():
-        if kind != webhook.webhook_type and getattr(webhook, key):
-            findings.warn(f"{where}: {key} is not used: webhook_type is {webhook.webhook_type}")
+    own = {"raw": ("callback_url", "auth_token"), "discord": ("webhook_url",)}
+    for kind, keys in own.items():
+        for key in keys:
+            if kind != webhook.webhook_type and getattr(webhook, key):
+                findings.warn(f"{where}: {key} is not used: webhook_type is {webhook.webhook_type}")
     findings.problems.extend(problems := _address_problems(webhook, where=where))
     return None if problems else webhook
 
@@ -135,6 +137,16 @@ def _address_problems(webhook: WebhookOptions, *, where: str) -> list[Problem]:
         sound = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:  # of the port, or of the brackets of an IPv6 address
         sound = False
+    if sound and webhook.webhook_type == "discord" and not _leads_to_webhook(address):
+        fix = "Discord shows it under the channel's settings, Integrations, Webhooks: https://discord.com/api/webhooks/..."
+        return [Problem(where, "is an address of Discord, and none of a webhook", key=key, fix=fix)]
     if sound:
         return []
     return [Problem(where, "is not an address", key=key, fix="write it whole: http://... or https://...")]
+
+
+def _leads_to_webhook(address: str) -> bool:
+    """False for another address of Discord's own, such as that of a channel; proxies may call it as they like."""
+    parts = urlsplit(address)
+    domain = ".".join((parts.hostname or "").split(".")[-2:])
+    return domain not in ("discord.com", "discordapp.com") or "/webhooks/" in parts.path

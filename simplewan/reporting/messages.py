@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +34,7 @@ from simplewan.reporting.sentences import sentence, summary
 # Larger files are named, not sent: base64 makes them a third larger still.
 LARGEST_FILE_BYTES = 24 * 2**20
 LONGEST_CHAT = 2000  # characters of a message at Discord
+VALIDATION = "validation.video"
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def message_of(event: Event) -> Message | None:
     return replace(describe(event), record=as_record(event)) if describe else None
 
 
-def started(*, run_name: str, step: int, attempt: int) -> Message:
-    """The first message of an attempt."""
-    text = f"{run_name}: {'goes on from step ' + str(step) if step else 'begins'}"
+def started(*, run_name: str, about: str, step: int, attempt: int) -> Message:
+    """The first message of an attempt; `about` says what is trained."""
+    text = f"{run_name} ({about}) {'goes on from step ' + str(step) if step else 'begins'}"
     return Message("training.status", "Training", text, body={"status": "running", "step": step, "attempt": attempt})
 
 
@@ -100,24 +101,25 @@ def _checkpoint(event: CheckpointSaved) -> Message:
     name = Path(event.path).name
     checkpoint = {"path": event.path, "label": name, "is_final": event.is_final}
     text = sentence(event) or name
-    return Message(
-        "training.checkpoint", "Final weights" if event.is_final else name, text, body={"checkpoint": checkpoint}
-    )
+    title = "Final weights" if event.is_final else name
+    return Message("training.checkpoint", title, text, body={"checkpoint": checkpoint}, for_chat=event.is_final)
 
 
 def _validation(event: ValidationRendered) -> Message:
     note = f" ({event.note})" if event.note else ""
     text = f"step {event.step}, {event.name}{note}: {event.prompt}"
     title = f"Validation of step {event.step}{note}"
-    return Message("validation.video", title, text, files=(Path(event.sheet), Path(event.video)))
+    return Message(VALIDATION, title, text, files=(Path(event.sheet), Path(event.video)))
 
 
 def _picture(event: PictureDrawn) -> Message:
-    return Message("notification", event.name, f"step {event.step}: {event.name}", files=(Path(event.path),))
+    text = f"step {event.step}: {event.name}"
+    return Message("notification", event.name, text, files=(Path(event.path),), for_chat=False)
 
 
 def _notice(event: Notice) -> Message:
-    return Message("notification", event.severity.capitalize(), event.message, event.severity)
+    title = event.severity.capitalize()
+    return Message("notification", title, event.message, event.severity, for_chat=event.severity != "info")
 
 
 def _error(event: ErrorHappened) -> Message:
@@ -148,6 +150,16 @@ _DESCRIBE: dict[type[Event], Callable[[Any], Message]] = {
 def _done(label: str, current: int, total: int) -> dict[str, Any]:
     percent = round(100 * current / total, 2) if total else 0.0
     return {"label": label, "current": current, "total": total, "percent": percent}
+
+
+def bundle(clips: Sequence[Message]) -> Message:
+    """The clips of one validation as one message."""
+    first, *others = clips
+    if not others:
+        return first
+    names = [clip.text.partition(", ")[2] for clip in clips]
+    text = "\n".join([first.title, *(f"- {name}" for name in names)])
+    return replace(first, text=text, files=tuple(path for clip in clips for path in clip.files))
 
 
 def read_files(message: Message) -> dict[Path, bytes]:

@@ -23,7 +23,16 @@ import urllib3
 from simplewan.errors import Problem, UserError
 from simplewan.events import Emit, ErrorHappened, Event, Metric, Notice, Progress, silent
 from simplewan.options.webhooks import LEVELS, WebhookOptions
-from simplewan.reporting.messages import Message, chat_text, message_of, raw_object, read_files, started
+from simplewan.reporting.messages import (
+    VALIDATION,
+    Message,
+    bundle,
+    chat_text,
+    message_of,
+    raw_object,
+    read_files,
+    started,
+)
 from simplewan.reporting.records import Paced, to_json
 
 # To connect, and for an answer. Of plain http the first is for sending the whole body, too.
@@ -32,7 +41,9 @@ AWAY_SECONDS = 15.0  # between two tries
 TRIES = 3  # of a message that the server fails at
 WAITS = (1.0, 60.0)  # the least and the most that a server's wish to be left alone is followed
 CLOSING_SECONDS = 20.0  # for what is still to be sent when the run ends
+ENDING_SECONDS = 1.0  # between two tries then
 MOST_WAITING, MOST_FIGURES = 500, 20
+CLIPS_AT_ONCE = 5  # with their contact sheets; Discord takes ten files
 
 
 class Refused(Exception):
@@ -70,7 +81,8 @@ class Poster:
 
     def __init__(self, options: WebhookOptions, *, run_id: str) -> None:
         self._options, self._run_id = options, run_id
-        self._prefix = f"{options.message_prefix} " if options.message_prefix else ""
+        prefix = options.message_prefix or ""
+        self._prefix = f"{prefix}{': ' if prefix[-1:].isalnum() else ' '}" if prefix else ""
         self._session = requests.Session()
         if options.ssl_no_verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -124,9 +136,10 @@ class Poster:
         except requests.ReadTimeout as error:
             raise Failed("does not answer in time") from error
         except requests.RequestException as error:
-            if error.args and isinstance(error.args[0], urllib3.exceptions.ProtocolError):
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, urllib3.exceptions.ProtocolError):
                 raise Failed("drops the connection") from error
-            raise Away("cannot be reached") from error
+            raise Away(f"cannot be reached{_why(cause)}") from error
 
 
 class Webhook:
@@ -144,6 +157,8 @@ class Webhook:
         self._is_closing = False
         self._told, self._lost = 0, 0
         self._is_away, self._was_refused = False, False  # and that was announced
+        self._was_reached = False
+        self._clips: list[Message] = []  # of a validation that goes on, for one message in a chat
         self._name = f"webhook {options.host}"
         self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
 
@@ -158,24 +173,49 @@ class Webhook:
         except (Failed, Away, Busy) as error:
             self._waiting.append(item)
             self._go_away(error)
+        else:
+            self._was_reached = True
         self._thread.start()
 
     def __call__(self, event: Event) -> None:
         message = message_of(event) if self._concerns(event) else None
         if message is None or LEVELS.index(message.severity) < LEVELS.index(self._options.log_level):
             return
-        if self._options.webhook_type == "discord" and (message.is_figure or not message.for_chat):
-            return
         with self._changed:
-            self._waiting.append(self._item(message))
-            self._make_room()
-            self._changed.notify()
+            if self._is_closing:
+                return
+            if self._options.webhook_type != "discord":
+                self._append(message)
+            elif message.kind == VALIDATION:
+                self._collect(message)
+            elif not message.is_figure:
+                self._release_clips()
+                if message.for_chat:
+                    self._append(message)
 
     def stop(self) -> None:
         """Nothing more will be told: the thread ends when it has sent what is waiting."""
         with self._changed:
+            self._release_clips()
             self._is_closing = True
             self._changed.notify()
+
+    def _collect(self, clip: Message) -> None:
+        if self._clips and self._clips[0].title != clip.title:
+            self._release_clips()
+        self._clips.append(clip)
+        if len(self._clips) == CLIPS_AT_ONCE:
+            self._release_clips()
+
+    def _release_clips(self) -> None:
+        if self._clips:
+            self._append(bundle(self._clips))
+            self._clips = []
+
+    def _append(self, message: Message) -> None:
+        self._waiting.append(self._item(message))
+        self._make_room()
+        self._changed.notify()
 
     def wait(self, seconds: float) -> None:
         """Give it so long to come to its end after `stop`. Says what was not sent."""
@@ -215,15 +255,17 @@ class Webhook:
                 self._go_away(error)
                 if item.failures == (1 if item.message.is_figure else TRIES):
                     self._finish(item, lost=True)
-                self._rest(AWAY_SECONDS)
+                self._rest(AWAY_SECONDS, at_the_end=ENDING_SECONDS)
             except Away as error:
                 self._go_away(error)
-                if not self._rest(AWAY_SECONDS):
-                    return
+                if self._is_closing and not self._was_reached:
+                    return  # a server that never was there is not waited for
+                self._rest(AWAY_SECONDS, at_the_end=ENDING_SECONDS)
             except Busy as error:
-                self._rest(error.seconds, patient=True)
+                self._rest(error.seconds, at_the_end=error.seconds)
             else:
                 self._finish(item)
+                self._was_reached = True
                 self._come_back()
 
     def _next(self) -> Item | None:
@@ -238,15 +280,13 @@ class Webhook:
                 self._waiting.popleft()
                 self._lost += lost
 
-    def _rest(self, seconds: float, *, patient: bool = False) -> bool:
-        """Leave the server alone, at the end of the run only if `patient`. False when the run had ended before."""
+    def _rest(self, seconds: float, *, at_the_end: float) -> None:
+        """Leave the server alone for so long, and for so long when the run ends."""
         with self._changed:
-            had_ended = self._is_closing
-            if not had_ended:
+            if self._is_closing:
+                self._changed.wait(at_the_end)
+            else:
                 self._changed.wait_for(lambda: self._is_closing, seconds)
-            elif patient:
-                self._changed.wait(seconds)
-            return not had_ended
 
     def _tell_refusal(self, item: Item, error: Refused) -> None:
         if not self._was_refused:
@@ -272,6 +312,7 @@ def open_webhooks(
     *,
     run_id: str,
     run_name: str,
+    about: str,
     step: int,
     attempt: int,
     interval_steps: int,
@@ -279,7 +320,7 @@ def open_webhooks(
     clock: Callable[[], float] = time.time,
 ) -> list[Webhook]:
     """Greets each webhook; returns the listeners. Raises UserError, with every one that refuses."""
-    first = started(run_name=run_name, step=step, attempt=attempt)
+    first = started(run_name=run_name, about=about, step=step, attempt=attempt)
     opened: list[Webhook] = []
     problems: list[Problem] = []
     for options in webhooks:
@@ -305,6 +346,16 @@ def close_webhooks(webhooks: Sequence[Webhook]) -> None:
     end = time.monotonic() + CLOSING_SECONDS
     for webhook in webhooks:
         webhook.wait(max(0.0, end - time.monotonic()))
+
+
+def _why(cause: Any) -> str:
+    """Why there is no connection, as far as it is known."""
+    reason = getattr(cause, "reason", cause)
+    if isinstance(reason, urllib3.exceptions.NameResolutionError):
+        return ": no such host is known here"
+    if isinstance(reason, urllib3.exceptions.NewConnectionError):
+        return ": the connection is refused" if "refused" in str(reason).lower() else ""
+    return ": there is no answer" if isinstance(reason, urllib3.exceptions.ConnectTimeoutError) else ""
 
 
 def _asked_wait(answer: requests.Response) -> float:
