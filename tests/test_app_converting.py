@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from lora_files import pairs, spelled
 from originals import fp8_scaled, original_config, original_transformer
+from runs import start, write_tiny_run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_transformer
 
+from simplewan.app import converting
+from simplewan.checkpoints import CheckpointStore
 from simplewan.cli import main
 from simplewan.recognition import recognise
 
@@ -221,8 +226,8 @@ def test_a_run_that_is_going_on_is_told_as_ever(capfd: pytest.CaptureFixture[str
     Path("run/checkpoint-3").mkdir(parents=True)
     for folder in ("run", "run/checkpoint-3"):
         Path(folder, "config.resolved.json").write_text(json.dumps({"model_type": "full", "model_flavour": "{env:F}"}))
-    assert "they are written to run/transformer or ..._2 when the run ends" in told(["run"], capfd)
-    assert "run/checkpoint-3: holds" in told(["run/checkpoint-3"], capfd)
+    assert "it is written to run/transformer or ..._2 when the run ends" in told(["run"], capfd)
+    assert "run/checkpoint-3: is no LoRA but a whole model, by a full fine-tune" in told(["run/checkpoint-3"], capfd)
 
 
 @pytest.mark.parametrize(
@@ -265,3 +270,154 @@ def test_a_base_in_fp8_is_written_as_the_numbers_that_it_stands_for(capfd: pytes
     name = "blocks.0.self_attn.q.weight"
     assert written[name].dtype == torch.bfloat16 and written["blocks.0.modulation"].dtype == torch.float32
     assert (written[name].float() - state[name]).norm() < 0.1 * state[name].norm()
+
+
+def stored_run(flavour: str | None, *, precision: str | None = "bf16", **steps: tuple[str, ...]) -> None:
+    """A full fine-tune that was stopped: run/checkpoint-N of `stepN` with the weights of these experts."""
+    record = {"model_type": "full", "model_flavour": flavour, "mixed_precision": precision}
+    known = {key: value for key, value in record.items() if value is not None}
+    store = CheckpointStore(Path("run"), limit=0, emit=lambda _event: None)
+    for name, experts in steps.items():
+        step = int(name.removeprefix("step"))
+        parts = {
+            f"{each}.weights": tiny_transformer(seed=10 * step + number).state_dict()
+            for number, each in enumerate(experts)
+        }
+        store.save(step, {**parts, "settled": {"boundary": 875.0 if "low" in experts else None}}, record=known)
+    (Path("run") / "config.resolved.json").write_text(json.dumps(known))
+
+
+def exported(words: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[dict[str, dict[str, str]], str]:
+    """What was written, by the file's name, and what was said."""
+    assert main(["export", *words, "--to", "comfyui", "--json"]) == 0
+    captured = capfd.readouterr()
+    return {Path(each["path"]).name: each for each in json.loads(captured.out)}, captured.err
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_a_checkpoint_becomes_what_the_run_would_have_ended_with(
+    precision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "model_type": "full",
+        "mixed_precision": precision,
+        "learning_rate": 1e-3,
+        "checkpoint_step_interval": 1,
+    }
+    settings |= {"output_dir": "run", "max_train_steps": 2, "disable_benchmark": True}
+    assert start("train", "--config", str(write_tiny_run(tmp_path, clips=2, **settings))) == 0
+    capfd.readouterr()
+    assert main(["export", "run", "run/checkpoint-2", "run/checkpoint-1", "--to", "comfyui"]) == 0
+    captured = capfd.readouterr()
+    said = captured.out.splitlines()
+    assert "it went on since" not in captured.err
+    dtype = "fp32" if precision == "no" else "bf16"
+    assert len(said) == 3 and all(f" weights, in {dtype}, read back and equal" in line for line in said)
+    final, last, first = (
+        as_diffusers_reads(Path("run/export") / FILE.format(each)) for each in ("", "_step-2", "_step-1")
+    )
+    source = load_file("run/transformer/diffusion_pytorch_model.safetensors")
+    for name, value in source.items():
+        assert all(torch.equal(each[name], value) and each[name].dtype == value.dtype for each in (final, last))
+    assert last.keys() == source.keys() and not all(torch.equal(first[name], last[name]) for name in last)
+    with safe_open(Path("run/export") / FILE.format("_step-1"), framework="pt") as opened:
+        assert opened.metadata()["step"] == "1" and "expert" not in opened.metadata()
+    Path("run/finished.json").write_text('{"step": 1}')
+    assert "it went on since: name run/checkpoint-2" in exported(["run", "--overwrite"], capfd)[1]
+    shutil.rmtree("run/transformer")
+    found, said = exported(["run", "--overwrite", "dtype=fp16"], capfd)
+    assert "run holds no final transformer yet: checkpoint-2 is taken, its newest checkpoint" in said
+    assert found[FILE.format("_step-2")]["dtype"] == "fp16"
+    model = WanTransformer3DModel.from_single_file(
+        "run/export/" + FILE.format("_step-2"), config="model/transformer", torch_dtype=torch.float32
+    )
+    stored = load_file("run/checkpoint-2/high.weights.safetensors")
+    assert all(torch.allclose(value, stored[name], atol=1e-3) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flavour", "experts", "endings"),
+    [
+        ("t2v-a14b-2.2", ("high", "low"), ("_high_noise", "_low_noise")),
+        (None, ("high", "low"), ("_high_noise", "_low_noise")),  # what was inferred is not recorded
+        ("t2v-a14b-2.2-high", ("high",), ("_high_noise",)),
+        (None, ("low",), ("_low_noise",)),
+        ("t2v-480p-1.3b-2.1", ("high",), ("",)),
+        (None, ("high",), ("",)),
+    ],
+)
+def test_a_checkpoints_files_tell_their_experts(
+    flavour: str | None, experts: tuple[str, ...], endings: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stored_run(flavour, step3=experts, step7=experts)
+    for place, step in (("run/checkpoint-3", 3), ("run", 7)):
+        found, _ = exported([place], capfd)
+        assert list(found) == [FILE.format(f"_step-{step}{ending}") for ending in endings]
+        for number, each in enumerate(found.values()):
+            assert Path(each["path"]).parent == Path("run/export")
+            ours = as_diffusers_reads(Path(each["path"]))
+            source = tiny_transformer(seed=10 * step + number).state_dict()
+            assert ours.keys() == source.keys()
+            assert all(torch.equal(ours[name], source[name].to(ours[name].dtype)) for name in source)
+
+
+def test_a_checkpoint_is_known_where_one_stands(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stored_run("t2v-a14b-2.2", step3=("low",), precision=None)
+    here = Path().absolute()
+    monkeypatch.chdir("run/checkpoint-3")
+    found, _ = exported([".", str(here / "run/checkpoint-3")], capfd)
+    (each,) = found.values()
+    assert each["path"] == str(here / "run/export" / FILE.format("_step-3_low_noise")) and each["dtype"] == "bf16"
+    monkeypatch.chdir(here)
+    assert "the low-noise expert" in told(["run/checkpoint-3", "expert=high"], capfd)
+    assert "is inside what is read" in told(["run/checkpoint-3", "output=run/checkpoint-3/x.safetensors"], capfd)
+
+
+def test_a_damaged_checkpoint_is_passed_over_or_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    stored_run("t2v-480p-1.3b-2.1", step3=("high",), step7=("high",), precision="{env:PRECISION}")
+    said = told(["run/checkpoint-3"], capfd)
+    assert "its run does not tell a dtype: mixed_precision is '{env:PRECISION}'; say dtype=bf16" in said
+    Path("run/checkpoint-3/settled.json").unlink()  # of what is not needed nothing is asked
+    weights = Path("run/checkpoint-7/high.weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    found, said = exported(["run", "dtype=fp32"], capfd)
+    assert list(found) == [FILE.format("_step-3")] and "skipping a damaged checkpoint: checkpoint-7" in said
+    damaged = "high.weights.safetensors is not what was saved"
+    assert damaged in told(["run/checkpoint-7", "typo.safetensors"], capfd)
+    assert "typo.safetensors: there is no such file" in told(["run/checkpoint-7", "typo.safetensors"], capfd)
+    Path("run/checkpoint-3/high.weights.safetensors").unlink()
+    assert "holds no final transformer, and no checkpoint that is whole" in told(["run"], capfd)
+
+
+def test_a_checkpoint_that_its_run_removes_is_no_fault_of_the_place(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stored_run("t2v-480p-1.3b-2.1", step3=("high",))
+    merge_files = converting.merge_files
+
+    def removing(*arguments: Any, **named: Any) -> None:
+        shutil.rmtree("run/checkpoint-3")
+        merge_files(*arguments, **named)
+
+    monkeypatch.setattr(converting, "merge_files", removing)
+    assert main(["export", "run/checkpoint-3", "--to", "comfyui"]) == 2
+    said = capfd.readouterr().err
+    assert "checkpoint-3/high.weights.safetensors: was removed while it was read" in said and "output =" not in said
+    assert not list(Path("run").rglob("*comfyui*"))
+
+
+@pytest.mark.parametrize("command", [["export", "--to", "diffusers"], ["export", "--to", "musubi"], ["lora", "doctor"]])
+def test_whole_models_are_told_as_such_to_what_wants_loras(
+    command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stored_run("t2v-480p-1.3b-2.1", step3=("high",))
+    for place in ("run", "run/checkpoint-3"):
+        assert main([*command, place]) == 2
+        said = capfd.readouterr().err
+        assert f"{place}: is no LoRA but a whole model, by a full fine-tune" in said
+        assert "in diffusers' layout it is written to run/transformer" in said and "`export --to comfyui`" in said
+    tiny_transformer().save_pretrained("run/transformer")
+    assert main([*command, "run"]) == 2
+    assert "load run/transformer with diffusers, in whose layout it is already" in capfd.readouterr().err

@@ -248,7 +248,7 @@ def test_only_a_checkpoint_with_loras_is_named(capfd: pytest.CaptureFixture[str]
 
 def test_a_model_is_no_folder_of_loras(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["lora", "doctor", str(model)]) == 2
-    assert "holds whole models (transformer/, transformer_2/), no LoRA" in capfd.readouterr().err
+    assert "is no LoRA but a whole model (transformer/, transformer_2/)" in capfd.readouterr().err
 
 
 def original_file(path: Path, *, prefix: str = "", dtype: torch.dtype = torch.float32) -> Path:

@@ -227,11 +227,13 @@ def test_a_full_fine_tune_is_used_finished_or_not(
     for code in (sample(model, *adapter), *map(main, words)):
         assert code == 2
     said = capfd.readouterr().err
-    assert said.count("holds a full fine-tune (transformer_2/), no LoRA") == 3 and "name a checkpoint" not in said
-    assert said.count("name them with pretrained_transformer_2_model_name_or_path=out, or load") == 3
+    assert said.count("is no LoRA but a whole model, by a full fine-tune (transformer_2/)") == 3
+    assert "name a checkpoint" not in said
+    fix = "name it with pretrained_transformer_2_model_name_or_path=out, or load out/transformer_2 with diffusers"
+    assert said.count(fix) == 3
     assert main(["lora", "doctor", "out/checkpoint-2"]) == 2
     said = capfd.readouterr().err
-    assert "holds a full fine-tune, no LoRA" in said
+    assert "is no LoRA but a whole model, by a full fine-tune" in said
     assert "ended with: pretrained_transformer_2_model_name_or_path=out, or load" in said
     named = ("adapter=none", "pretrained_transformer_2_model_name_or_path=out")
     assert rendered(model, capfd, *named)[0] == expected

@@ -1,4 +1,7 @@
-"""`simpletuner export`, and its way with the transformers of full fine-tunes: a file each, in Wan's own names."""
+"""`simpletuner export`, and its way with the transformers of full fine-tunes: a file each, in Wan's own names.
+
+Which transformers a place stands for is found in wholes.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from pathlib import Path
 
 from simplewan.app.context import DTYPES
 from simplewan.app.exporting import FOLDER, Exported, Job, Request, contradiction, lora_jobs, named_file
-from simplewan.app.lora_files import LORA_FILES, loras_in, wholes
+from simplewan.app.lora_files import read_each
 from simplewan.app.merging import MERGED, counting, merge, tell_fp8
 from simplewan.app.targets import check_targets, writing
+from simplewan.app.wholes import dtype_name, final_dtype, named, stored_expert, stored_step, whole_transformers
 from simplewan.checkpoints.files import read_record
 from simplewan.checkpoints.store import RESOLVED
 from simplewan.errors import Problem, UserError
@@ -19,7 +23,7 @@ from simplewan.events import Emit, Emitter, Stage
 from simplewan.flavours import EXPERT_SUBFOLDER, HIGH, Flavour, recorded_flavour
 from simplewan.models.lora.merge import Base, merge_files, open_base
 from simplewan.options.sources import COMMAND_LINE
-from simplewan.recognition import LORA, TRANSFORMER, of_config, read_config, recognise
+from simplewan.recognition import TRANSFORMER, recognise
 from simplewan.reporting.console import Console
 from simplewan.reporting.quiet import quiet_loading_bars
 
@@ -28,12 +32,16 @@ COMFYUI = "comfyui"
 
 @dataclass(frozen=True)
 class Whole:
-    """A transformer to be written, with `path` as people wrote it. `expert` None: it is of a model of one."""
+    """A transformer to be written, with `path` as people wrote it. `expert` None: it is of a model of one.
+
+    `step` is that of the checkpoint which it lies in, if it does.
+    """
 
     path: Path
     base: Base
     expert: str | None
     flavour: Flavour | None
+    step: int | None
 
 
 def run_export(request: Request) -> list[Exported]:
@@ -53,10 +61,15 @@ def run_export(request: Request) -> list[Exported]:
 
 def _jobs(request: Request, *, emit: Emit) -> list[Job]:
     """What is to be done for all places; the LoRAs first, which are quick and may yet be refused. Raises UserError."""
-    whole = {place: whole_transformers(place) if request.to == COMFYUI else [] for place in request.places}
+
+    def transformers(place: Path) -> tuple[Path, Sequence[Path]]:
+        return place, whole_transformers(place, emit=emit) if request.to == COMFYUI else []
+
+    found, problems = read_each(dict.fromkeys(request.places), transformers)
+    whole = dict(found)
     others = [place for place, paths in whole.items() if not paths]
-    paths = {_named(path).absolute(): path for paths in whole.values() for path in paths}.values()
-    problems = _without_meaning(request) if paths else []
+    paths = {named(path).absolute(): path for paths in whole.values() for path in paths}.values()
+    problems += _without_meaning(request) if paths else []
     jobs: list[Job] = []
     steps = [partial(lora_jobs, replace(request, places=others), emit=emit)] if others else []
     for step in (*steps, *(partial(_whole_job, path, request, emit=emit) for path in paths)):
@@ -67,28 +80,6 @@ def _jobs(request: Request, *, emit: Emit) -> list[Job]:
     if problems:
         raise UserError(*problems)
     return jobs
-
-
-def whole_transformers(place: Path) -> Sequence[Path]:
-    """The transformers that a folder stands for: itself, or those in it; none where LoRAs lie."""
-    if not place.is_dir() or any(place.glob(LORA_FILES)):
-        return []
-    try:
-        found = of_config(read_config(place))
-    except ValueError:  # what is damaged is told by whoever opens it
-        found = None
-    if found is not None and found.kind == TRANSFORMER:
-        return [place]
-    return [] if any(map(_may_be_lora, loras_in(place))) else [place / part for part in wholes(place)]
-
-
-def _may_be_lora(file: Path) -> bool:
-    """Whether a file is not known to be something else, such as a transformer that was written there before."""
-    try:
-        found = recognise(file)
-    except (OSError, ValueError):  # what is damaged is told by whoever opens it
-        return True
-    return found is None or found.kind == LORA
 
 
 def _without_meaning(request: Request) -> list[Problem]:
@@ -107,17 +98,26 @@ def _without_meaning(request: Request) -> list[Problem]:
 
 
 def _whole_job(path: Path, request: Request, *, emit: Emit) -> list[Job]:
-    folder = _named(path)
+    """What is to be done for a transformer's folder, or for a file of a checkpoint. Raises UserError."""
+    stored = path.is_file()
+    folder = named(path.parent if stored else path)
+    place = folder / path.name if stored else folder
     try:
-        found = recognise(folder)
+        found = recognise(place)
         if found is None or found.kind != TRANSFORMER:
             raise ValueError("it holds no Wan transformer")
-        base = open_base(folder)
+        base, step = open_base(place), stored_step(folder) if stored else None
     except (OSError, ValueError) as error:
         raise UserError(Problem(str(path), f"cannot be written as one file: {error}")) from error
-    flavour = request.flavour or recorded_flavour(read_record(folder.parent / RESOLVED))
-    whole = Whole(path, base, _expert(path, found.expert, flavour, request), flavour)
-    target = named_file(request.output or folder.parent / FOLDER, EXPERT_SUBFOLDER[HIGH], whole.expert, request.to)
+    record = read_record((folder if stored else folder.parent) / RESOLVED)
+    flavour = request.flavour or recorded_flavour(record)
+    told = stored_expert(place, flavour) if stored else found.expert
+    if stored and request.dtype is None:
+        request = replace(request, dtype=final_dtype(path, record))
+    whole = Whole(path, base, _expert(path, told, flavour, request), flavour, step)
+    # Steps do not collide beside their run.
+    kind = request.to if step is None else f"{request.to}_step-{step}"
+    target = named_file(request.output or folder.parent / FOLDER, EXPERT_SUBFOLDER[HIGH], whole.expert, kind)
     return [Job(folder, target, partial(_convert, whole, target, request, emit=emit))]
 
 
@@ -135,11 +135,6 @@ def _expert(path: Path, told: str | None, flavour: Flavour | None, request: Requ
     return told or request.expert
 
 
-def _named(path: Path) -> Path:
-    """A folder by a name of its own, which "." has not: names tell experts, and what lies beside."""
-    return path if path.name not in ("", "..") else path.resolve()
-
-
 def _convert(whole: Whole, target: Path, request: Request, *, emit: Emit) -> Exported:
     """Write it as one file, read back to the byte (but for the dtype asked for). Raises UserError."""
     path, base, flavour, expert = whole.path, whole.base, whole.flavour, whole.expert
@@ -148,15 +143,20 @@ def _convert(whole: Whole, target: Path, request: Request, *, emit: Emit) -> Exp
     metadata = {
         **({"model_flavour": flavour.name, "task": flavour.task} if flavour is not None else {}),
         **({"expert": f"{expert}_noise"} if expert is not None else {}),
+        **({"step": str(whole.step)} if whole.step is not None else {}),
     }
     dtype = None if request.dtype is None else DTYPES[request.dtype]
     progress = counting(2 * len(base.tensors), target.name, emit)
     try:
         with writing(target):
             merge_files(base, [], target, config=None, dtype=dtype, metadata=metadata, progress=progress)
-    except UserError:
-        raise
+    except UserError as error:
+        if path.exists():
+            raise
+        message, fix = "was removed while it was read: a run keeps its newest checkpoints", "name another checkpoint"
+        raise UserError(Problem(str(path), message, fix=fix)) from error
     except ValueError as error:
         raise UserError(Problem(str(path), f"was not written as one file: {error}")) from error
     count = len(base.tensors)
-    return Exported(str(path), str(target), request.to, expert, count, count, {}, unit="weights")
+    written = dtype_name(base.dtype if dtype is None else dtype)
+    return Exported(str(path), str(target), request.to, expert, count, count, {}, unit="weights", dtype=written)

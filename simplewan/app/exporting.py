@@ -93,7 +93,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and read back: `modules` of the `modules_of_source` that the source has."""
+    """A file that was written and read back: `modules` of the `modules_of_source` that the source has.
+
+    `dtype` is told of whole models, whose size it doubles.
+    """
 
     source: str
     path: str
@@ -103,9 +106,11 @@ class Exported:
     modules_of_source: int
     errors: dict[str, float]
     unit: str = "modules"
+    dtype: str | None = None
 
     def __str__(self) -> str:
         which = f", {self.expert}-noise expert" if self.expert else ""
+        which += f", in {self.dtype}" if self.dtype else ""
         return f"{self.path}: {self.modules} of {self.modules_of_source} {self.unit}{which}, read back and equal"
 
 

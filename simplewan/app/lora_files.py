@@ -33,7 +33,7 @@ def find_loras(places: Iterable[Path]) -> list[Path]:
             problems.append(Problem(str(place), "there is no such file", fix=fix))
         elif not files:
             message, fix = no_lora_in(place)
-            fix += "; ComfyUI's are made by `export --to comfyui`" if wholes(place) else ""
+            fix += "; ComfyUI's are made by `export --to comfyui`" if holds_whole(place) else ""
             problems.append(Problem(str(place), message, fix=fix))
         found += files
     if problems:
@@ -86,27 +86,47 @@ def no_lora_in(folder: Path) -> tuple[str, str]:
     store = CheckpointStore(folder, limit=0, emit=lambda _event: None, read_only=True)
     holding = [store.path(step) for step in store.steps() if loras_in(store.path(step))]
     if not holding and ((full := _trained_fully(folder)) or wholes(folder)):
-        return _whole_models(folder, "a full fine-tune" if full else "whole models")
+        return _whole_model(folder, "a whole model, by a full fine-tune" if full else "a whole model")
     fix = f"name a checkpoint in it: {holding[-1]}" if holding else "name the file"
     return "holds no LoRA (.safetensors)", fix
 
 
-def _whole_models(folder: Path, what: str) -> tuple[str, str]:
+def _whole_model(folder: Path, what: str) -> tuple[str, str]:
     """The same of a run that trained all weights, of a checkpoint of one, or of a model."""
     run = folder.parent if (folder / MANIFEST).exists() else folder
     parts = wholes(run)
     places = f" ({', '.join(f'{part}/' for part in parts)})" if parts and run == folder else ""
-    message = f"holds {what}{places}, no LoRA: whole models have nothing to merge"
+    message = f"is no LoRA but {what}{places}"
     if not parts:
-        return message, f"they are written to {run / EXPERT_SUBFOLDER[HIGH]} or ..._2 when the run ends"
+        place = run / EXPERT_SUBFOLDER[HIGH]
+        return message, f"in diffusers' layout it is written to {place} or ..._2 when the run ends"
     options = " ".join(f"{OTHER_PLACES[part]}={run}" for part in parts)
-    which = "them with" if run == folder else "those that the run ended with:"
-    return message, f"name {which} {options}, or load them with diffusers as they are"
+    which = "it with" if run == folder else "what the run ended with:"
+    folders = " and ".join(str(run / part) for part in parts)
+    return message, f"name {which} {options}, or load {folders} with diffusers, in whose layout it is already"
 
 
 def wholes(folder: Path) -> list[str]:
     """The subfolders of a folder that hold whole transformers."""
     return [part for part in EXPERT_SUBFOLDER.values() if (folder / part / "config.json").is_file()]
+
+
+def holds_whole(folder: Path) -> bool:
+    """Whether there are whole transformers in a folder, or all weights of one in a checkpoint there."""
+    return bool(wholes(folder) or stored_wholes(folder) or any(map(stored_wholes, folder.glob("checkpoint-*"))))
+
+
+def stored_name(expert: str) -> str:
+    """The file of a checkpoint with what was trained of an expert: all weights, or (to resume from) a LoRA's."""
+    return f"{expert}.weights.safetensors"
+
+
+def stored_wholes(folder: Path) -> list[Path]:
+    """The files with all weights of an expert in the checkpoint of a full fine-tune."""
+    of_a_run = (folder / MANIFEST).exists() or (folder / RESOLVED).exists()
+    if not of_a_run or any(folder.glob(LORA_FILES)):
+        return []
+    return [file for expert in EXPERT_SUBFOLDER if (file := folder / stored_name(expert)).is_file()]
 
 
 def _trained_fully(folder: Path) -> bool:

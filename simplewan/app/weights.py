@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from simplewan.app.context import Context
-from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, no_lora_in, read_all
+from simplewan.app.lora_files import FIT_FIX, doubt, loras_in, no_lora_in, read_all, stored_name
 from simplewan.app.resume import finished_step
 from simplewan.app.roles import Expert, frozen_expert, load_base, load_full_state
 from simplewan.app.settled import recorded
@@ -102,7 +102,7 @@ def _find_trained(output: Path, flavour: Flavour, *, full: bool, emit: Emit) -> 
         return found
     path, step = newest
     for expert in flavour.experts:
-        file = path / (f"{expert}.weights.safetensors" if full else lora_file_name(flavour, expert))
+        file = path / (stored_name(expert) if full else lora_file_name(flavour, expert))
         if file.is_file() and not (expert in found and finished is not None and found[expert].step == finished):
             if full:
                 found[expert] = Weights(checkpoint=_read_checkpoint(file), step=step)

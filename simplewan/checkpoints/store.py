@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,11 @@ class CheckpointStore:
         self.rotate(step)
         return final
 
-    def verify(self, path: Path) -> int:
-        """The step of the checkpoint at `path`. Raises DamagedCheckpoint when a file is missing or differs."""
+    def verify(self, path: Path, *, only: str = "*") -> int:
+        """The step of the checkpoint at `path`. Raises DamagedCheckpoint when a file is missing or differs.
+
+        `only` is a pattern of the files that are looked at: an optimizer's state is larger than the weights.
+        """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             step, files = int(manifest["step"]), manifest["files"]
@@ -98,6 +102,8 @@ class CheckpointStore:
         if named and int(named.group(1)) != step:
             raise DamagedCheckpoint(f"{path.name} holds step {step}: it was renamed")
         for entry in files:
+            if not fnmatch(entry["file"], only):
+                continue
             file = path / entry["file"]
             if not file.is_file():
                 raise DamagedCheckpoint(f"{path.name}: {entry['file']} is missing")
@@ -109,10 +115,11 @@ class CheckpointStore:
                 raise DamagedCheckpoint(f"{path.name}: {entry['file']} is not what was saved")
         return step
 
-    def find(self, wanted: str) -> tuple[Path, int] | None:
+    def find(self, wanted: str, *, only: str = "*") -> tuple[Path, int] | None:
         """The checkpoint to resume from, and its step: "latest", "none", "checkpoint-N", or a path.
 
         "latest" skips damaged ones and says so; None when there is none. One named outright must be whole: UserError.
+        `only` is that of `verify`.
         """
         if wanted == "none":
             return None
@@ -130,7 +137,7 @@ class CheckpointStore:
                     )
                 )
             try:
-                return named, self.verify(named)
+                return named, self.verify(named, only=only)
             except DamagedCheckpoint as error:
                 raise UserError(
                     Problem(
@@ -143,7 +150,7 @@ class CheckpointStore:
                 ) from None
         for step in reversed(self.steps()):
             try:
-                return self.path(step), self.verify(self.path(step))
+                return self.path(step), self.verify(self.path(step), only=only)
             except DamagedCheckpoint as error:
                 self._emit(Notice(f"skipping a damaged checkpoint: {error}", severity="warning"))
         return None

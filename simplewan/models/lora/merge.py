@@ -7,10 +7,12 @@ float32 and cast to the dtype that the weight has (or the one asked for).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,14 @@ class Base:
     @property
     def shapes(self) -> Shapes:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What most of it is written as, unless another dtype is asked for."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += prod(tensor.shape)
+        return sizes.most_common(1)[0][0]
 
     @property
     def is_fp8(self) -> bool:
