@@ -66,6 +66,7 @@ def test_another_size_encodes_that_datasets_latents_and_says_why(
     assert project.start().latent_names == []  # nothing was thrown away
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_new_clip_encodes_itself_and_at_most_its_group(batch_size: int, project: Project, example: Path) -> None:
     project.settings["vae_batch_size"] = batch_size
@@ -114,6 +115,7 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut off", "overwritten"])
 def test_a_damaged_shard_is_noticed_and_encoded_again_to_the_same_bits(how: str, project: Project) -> None:
     before = project.records("vae/wide")
@@ -137,6 +139,7 @@ def test_a_touched_file_is_looked_at_and_not_encoded(project: Project) -> None:
     assert work.text_names == work.latent_names == []
 
 
+@pytest.mark.slow
 def test_another_vae_encodes_all_latents(project: Project, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(project.settings["pretrained_model_name_or_path"], model)

@@ -79,6 +79,7 @@ def test_a_run_that_is_made_longer_comes_to_later_datasets_as_a_long_one_does(mo
     assert [event["loss"] for event in project.events if event["type"] == "metric"] == losses
 
 
+@pytest.mark.slow
 def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
     project.settings |= {"bucket_batch_sizes": {"@5": 2}, "max_train_steps": 3}
     work = project.start()
@@ -87,6 +88,7 @@ def test_buckets_have_their_own_batch_sizes(project: Project) -> None:
     assert project.start().notice("bucket_batch_sizes", 'there is no bucket "832x480"')
 
 
+@pytest.mark.slow
 def test_what_is_never_drawn_is_not_encoded(project: Project) -> None:
     project.forget()
     project.datasets[1]["probability"] = 0
@@ -97,6 +99,7 @@ def test_what_is_never_drawn_is_not_encoded(project: Project) -> None:
     assert project.start().latent_names == []
 
 
+@pytest.mark.slow
 def test_regularisation_data_pulls_back_to_the_base(project: Project) -> None:
     """On its own it leaves a fresh adapter exactly where it was: base and adapter predict the same."""
     project.settings |= {"max_train_steps": 3, "train_batch_size": 2}
@@ -182,6 +185,7 @@ def test_a_file_that_fails_is_put_on_a_list_and_left_alone(project: Project) -> 
     assert not any("clip-013" in text for text in project.start().notices)
 
 
+@pytest.mark.slow
 def test_datasets_may_share_a_cache_of_latents(project: Project) -> None:
     project.datasets.append({"id": "latents", "dataset_type": "image_embeds", "cache_dir": str(project.folder / "all")})
     for entry in project.datasets[:2]:
@@ -211,6 +215,7 @@ def reported(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return {Path(store["place"]).name: store for store in document["stores"]}
 
 
+@pytest.mark.slow
 def test_the_cache_command_fills_lists_checks_and_prunes(
     project: Project, example: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +317,7 @@ def test_wrong_arguments_of_the_cache_command(
     assert "command line" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "flavour"), [("2.1", "i2v-14b-2.1"), ("2.2", "i2v-a14b-2.2-high")])
 def test_first_frames_are_cached_for_image_to_video(
     kind: str, flavour: str, project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]

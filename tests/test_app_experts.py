@@ -188,6 +188,7 @@ def test_a_run_that_is_stopped_and_made_longer_ends_with_the_same_bits(
         assert metrics(tmp_path / "stopped", role) == metrics(tmp_path / "straight", role)
 
 
+@pytest.mark.slow
 def test_a_changed_share_counts_the_steps_that_were_taken(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +363,7 @@ def test_sample_renders_with_what_both_have_learned(
     assert sample("checkpoint") == trained
 
 
+@pytest.mark.slow
 def test_both_experts_of_image_to_video(run: Run, tmp_path: Path) -> None:
     save_tiny_image_model(tmp_path / "model", "2.2")
     arguments = ("model_flavour=i2v-a14b-2.2", f"pretrained_model_name_or_path={tmp_path / 'model'}")

@@ -427,6 +427,7 @@ def test_the_doctor_finds_what_is_wrong(kind: str, said: str, capfd: pytest.Capt
     assert "SICK" in page and said in page
 
 
+@pytest.mark.slow
 def test_the_doctor_tells_the_model_by_its_shapes(capfd: pytest.CaptureFixture[str]) -> None:
     def pair(module: str, out: int, inner: int) -> dict[str, torch.Tensor]:
         name = f"diffusion_model.{wan_name(module)}"

@@ -147,6 +147,7 @@ def test_ti2v_may_be_given_one_timestep_a_sample(runs: Runs) -> None:
     assert per_frame != one
 
 
+@pytest.mark.slow
 def test_pictures_train_as_clips_of_one_frame(runs: Runs, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -205,6 +206,7 @@ def link_first_frames(runs: Runs, *, scale: int = 1) -> dict[str, str]:
     return {"conditioning_data": "pictures"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_linked_picture_is_cut_as_its_clip_is(scale: int, runs: Runs) -> None:
     linked = link_first_frames(runs, scale=scale)
@@ -222,6 +224,7 @@ def said(runs: Runs, *words: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_pictures_begin_whole_files_only_and_what_is_not_usable_is_said(runs: Runs) -> None:
     from PIL import Image
 

@@ -74,6 +74,7 @@ def test_a_stage_trains_its_own_expert(
     assert [event.step for event in board.Scalars(f"{stage}/loss")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_other_stage_renders_its_side_of_the_boundary(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_clip_is_shown_the_whole_picture_and_much_that_is_cut_off_is_told(
     assert "tall.png: 200x300 is cut to the shape of 64x32, which leaves 33% of it" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_prompt_may_have_its_picture_and_a_video_gives_its_first_frame(
     models: dict[str, Path], seen: Seen, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +207,7 @@ def test_what_cannot_be_is_refused_by_name(models: dict[str, Path], capfd: pytes
     assert not Path("clips").exists()
 
 
+@pytest.mark.slow
 def test_a_library_may_name_pictures(models: dict[str, Path], seen: Seen, capfd: pytest.CaptureFixture[str]) -> None:
     Path("lists").mkdir()
     picture(Path("lists/beside.png"))
@@ -432,6 +434,7 @@ def test_a_picture_that_does_not_decode_ends_a_run_before_anything_is_encoded(
     assert seen.loaded == []
 
 
+@pytest.mark.slow
 def test_ti2v_renders_text_to_video_unless_asked(run: Run, seen: Seen) -> None:
     run("ti2v", validation_prompt=PROMPT)
     assert set(run.rendered) == {"validation"} and all(timesteps.ndim == 1 for _, timesteps, *_ in seen.calls)
@@ -440,6 +443,7 @@ def test_ti2v_renders_text_to_video_unless_asked(run: Run, seen: Seen) -> None:
     assert len(run.rendered) == 2 and all(timesteps.ndim == 2 for _, timesteps, *_ in seen.calls)
 
 
+@pytest.mark.slow
 def test_text_to_video_takes_the_captions_alone(run: Run, seen: Seen, clips: Path) -> None:
     picture(Path("own.png"))
     Path("library.json").write_text(json.dumps({"own": {"prompt": "a cat", "image": "own.png"}}))
@@ -450,6 +454,7 @@ def test_text_to_video_takes_the_captions_alone(run: Run, seen: Seen, clips: Pat
     assert all(given.condition_BCFHW is None for *_, given, _ in seen.calls)
 
 
+@pytest.mark.slow
 def test_linked_pictures_are_the_first_frames(
     run: Run,
     seen: Seen,

@@ -62,6 +62,7 @@ def no_locks(*_: object) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
 
 
+@pytest.mark.slow
 def test_files_are_real_and_named_and_not_overwritten(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_only_a_word_of_its_own_tells_an_expert(name: str, expert: str | None) -
     assert told_expert(name) == expert
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_model_or_expert_is_warned_of(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_folder_of_a_run_under_way_leads_to_its_checkpoint(
     assert "name a checkpoint in it: out/checkpoint-20" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_loras_add_up(model: Path, tmp_path: Path, latents: list[torch.Tensor]) -> None:
     """The same LoRA twice is the LoRA at twice its strength; ranks of several files may differ."""
     file = write_lora(tmp_path / "a_high_noise.safetensors", "high", seed=1)
@@ -155,6 +157,7 @@ def test_a_lora_of_fewer_blocks_than_the_base_is_warned_of(
         assert (said in capfd.readouterr().err) == (layers == 1)
 
 
+@pytest.mark.slow
 def test_lycoris_acts_as_merged_into_the_base(model: Path, latents: list[torch.Tensor]) -> None:
     save_file(lycoris_tensors("lokr", factor=4)[1], "x_high_noise.safetensors")
     assert sample(model, f"prompt={PROMPT}", "adapter=x_high_noise.safetensors", "adapter_scale=0.5") == 0

@@ -40,6 +40,7 @@ def put_other_weights(model: Path, part: str) -> None:
     tiny_transformer(seed=9).save_pretrained(model / part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_run_does_not_go_on_with_other_base_weights(
     kind: str, run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -62,6 +63,7 @@ def test_a_run_does_not_go_on_with_other_base_weights(
     assert run(3, how) == 0
 
 
+@pytest.mark.slow
 def test_a_model_may_move_but_not_change(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = tmp_path / "whole"
     assert run(2, f"output_dir={whole}") == 0

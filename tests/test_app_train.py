@@ -145,6 +145,7 @@ def test_a_second_start_goes_on_or_says_that_it_is_done(
     assert records(tmp_path / "out", "summary")[-1]["total_steps"] == 4
 
 
+@pytest.mark.slow
 def test_more_steps_continue_to_the_bits_of_a_longer_run(run: Run, tmp_path: Path) -> None:
     arguments = (*QUIET, "gradient_accumulation_steps=2")
     assert run("straight", *arguments, "max_train_steps=4") == 0
@@ -153,6 +154,7 @@ def test_more_steps_continue_to_the_bits_of_a_longer_run(run: Run, tmp_path: Pat
     assert weights(tmp_path / "longer") == weights(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_resuming_from_a_named_checkpoint_abandons_what_came_after(run: Run, tmp_path: Path) -> None:
     arguments = (*QUIET, "max_train_steps=3", "checkpoint_step_interval=1")
     assert run("out", *arguments, "checkpoints_total_limit=none") == 0
@@ -306,6 +308,7 @@ class _Usage:
         self.free = free
 
 
+@pytest.mark.slow
 def test_a_lora_starts_from_another(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("first", *QUIET, "max_train_steps=2", "lora_alpha=8") == 0
     start = f"init_lora={tmp_path / 'first' / 'pytorch_lora_weights_low_noise.safetensors'}"

@@ -130,6 +130,7 @@ def test_the_doctor_trusts_sound_lycoris(algorithm: str, capfd: pytest.CaptureFi
     assert "healthy" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_loras_base_is_named_and_another_is_warned_of(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_loras_base_is_named_and_another_is_warned_of(
     assert f", on {tmp_path / 'other'}" in text and warning not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("disabled", "promised"),
     [(False, "2 validations (one before the first step) of 1 clip ("), (True, "1 validation of")],

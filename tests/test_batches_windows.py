@@ -110,6 +110,7 @@ def test_over_k_epochs_each_sample_is_seen_k_times_its_rate_give_or_take_what_wa
     assert full < setup["world_size"], "only what makes no step waits"
 
 
+@pytest.mark.slow
 @given(runs())
 @settings(max_examples=120)
 def test_no_sample_outside_its_window_and_all_counts_exact(case):
@@ -147,6 +148,7 @@ def test_ranks_stay_in_step_and_what_is_always_open_is_never_lost(case):
             assert seen[ref.name] + waiting[ref.name] <= whole + 1
 
 
+@pytest.mark.slow
 @given(runs(), st.data())
 @settings(max_examples=60)
 def test_resumption_at_any_batch_gives_the_identical_stream(case, data):

@@ -144,6 +144,7 @@ def test_clips_are_those_of_wans_pipeline(settings: Settings) -> None:
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(ours, one_at_a_time, strict=True))
 
 
+@pytest.mark.slow
 def test_loras_change_their_own_expert(settings: Settings, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     down, up = (torch.randn(shape, generator=generator) for shape in ((4, 128), (128, 4)))
@@ -173,6 +174,7 @@ def test_loras_change_their_own_expert(settings: Settings, tmp_path: Path) -> No
         load_expert(settings, HIGH, file)
 
 
+@pytest.mark.slow
 def test_a_boundary_of_zero_leaves_all_steps_to_the_high_noise_expert(settings: Settings, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(settings.folder, alone, ignore=shutil.ignore_patterns("transformer_2"))

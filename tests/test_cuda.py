@@ -163,6 +163,7 @@ def reads(pretended: Pretended) -> Counter[str]:
     return Counter({what: n for what, n in pretended.waits.items() if any(room in what for room in rooms)})
 
 
+@pytest.mark.slow
 def test_a_step_waits_for_the_device_once(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the objective: with weights, with first frames, with more than one batch a step."""
     ways = ("gradient_accumulation_steps=2", "mixed_precision=bf16", "gradient_checkpointing=true")
@@ -173,6 +174,7 @@ def test_a_step_waits_for_the_device_once(runs: Runs, monkeypatch: pytest.Monkey
     assert weighted == {"read training/loop.py:_update": 2, "read training/loop.py:<genexpr>": 2}
 
 
+@pytest.mark.slow
 def test_a_half_precision_run_scales_its_loss_and_resumes_to_the_same_bits(runs: Runs) -> None:
     """Only CUDA has fp16: the scaler, the fused optimiser and what a checkpoint puts back on the device."""
     both = ("mixed_precision=fp16", "model_flavour=t2v-a14b-2.2", "expert_run_steps=1")

@@ -68,6 +68,7 @@ def loaded(tmp_path: Path, entries: list[dict[str, Any]]) -> dict[str, DatasetOp
     return {entry.id: entry for entry in found.datasets}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", EXAMPLES, ids=[f"{entries[0]['type']}-{n}" for n, entries in enumerate(EXAMPLES)])
 def test_the_examples_of_the_page_work(
     world: Path, tmp_path: Path, server: str, entries: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ def test_a_file_that_is_cut_off_gives_fewer_frames_or_a_reason(
         assert found == "the file is empty (0 bytes)"
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from([*KINDS, "png", "jpg", "webp", "bmp", "tiff"]),

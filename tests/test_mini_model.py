@@ -86,6 +86,7 @@ def test_captions_change_the_embedding_and_the_velocity(pipeline: WanPipeline) -
     assert (velocity[0] - velocity[1]).std() > 0.03 * velocity.std()
 
 
+@pytest.mark.slow
 def test_diffusers_renders_a_clip(pipeline: WanPipeline) -> None:
     pipeline.set_progress_bar_config(disable=True)
     clip = pipeline(

@@ -60,6 +60,7 @@ def test_a_stopped_vae_goes_on_to_the_same_bits(
     assert all(torch.equal(parted[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_kernels_have_their_own_rate(tmp_path: Path) -> None:
     stages = [replace(stage, learning_rate=0.0, kernel_rate=1e-2) for stage in TINY]
     torch.manual_seed(1)

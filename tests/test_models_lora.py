@@ -74,6 +74,7 @@ def test_a_lora_is_read_in_every_spelling(tmp_path: Path, style: str, alpha: flo
     assert distance(acting(file.changes, strength=0.5), by_hand) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["universal", "diffusers", "musubi"])
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_pipelines_load_what_is_written(tmp_path: Path, to: str, expert: str) -> None:

@@ -223,6 +223,7 @@ def real_vae(kind: str) -> AutoencoderKLWan:
         return AutoencoderKLWan.from_config(config).eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize(("kind", "flavour"), [("2.1", MINI), ("2.2", TI2V)])
 def test_a_vae_of_one_file_is_that_of_diffusers(kind: str, flavour: Any, ending: str, tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def test_a_timestep_of_its_own_for_every_token(loaded: Loaded) -> None:
     assert_close(ours, expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_weight_of_the_file_counts(loaded: Loaded) -> None:
     """A weight that loading drops or puts elsewhere would show: each changes the result of the reference."""

@@ -128,6 +128,7 @@ def test_wandb_records_offline_under_the_id_of_the_run(tmp_path: Path, monkeypat
     assert copy.read_bytes() == Path(picture.path).read_bytes()
 
 
+@pytest.mark.slow
 def test_wandb_without_a_login_names_the_fix(tmp_path: Path) -> None:
     # A process of its own, since wandb reads its environment once.
     code = """

@@ -269,10 +269,13 @@ def test_a_server_that_comes_back_is_sent_all_but_stale_figures(
     ]
 
 
-def test_a_server_that_asks_for_patience_gets_it_at_the_end_too(receiver: Receiver) -> None:
+def test_a_server_that_asks_for_patience_gets_it_at_the_end_too(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "WAITS", (0.05, 1.0))
     said: list[Event] = []
     with opened(receiver.address, said) as webhook:
-        receiver.answers = [(429, {"Retry-After": "0.2"})] * 2
+        receiver.answers = [(429, {"Retry-After": "0.1"})] * 2
         webhook(RunSummary("finished", 1, 1, 1.0))
     assert receiver.kinds == ["training.status", "training.summary"] and said == []
 
@@ -348,6 +351,7 @@ def test_what_the_server_fails_at_does_not_keep_back_the_rest(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "AWAY_SECONDS", 0.01)
+    monkeypatch.setattr(webhooks, "ENDING_SECONDS", 0.01)
     receiver.answer = lambda post: 500 if "metrics" in post.json.get("progress", {}) else 204
     said: list[Event] = []
     with opened(receiver.address, said) as webhook:
