@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sampling import LOW_FILE, sample
 from tiny import save_tiny_model, tiny_transformer
 
-from simplewan.app.rises import Rises
+from simplewan.app.rises import Rises, watch_rises
 from simplewan.events import EvalLoss
 from simplewan.flavours import find_flavour
 from simplewan.models.adapters import adapter_state, add_lora
@@ -56,16 +56,16 @@ def heard(rises: Rises, *losses: float, first: int = 1, on: str = "a") -> list[s
 
 
 def test_a_loss_has_risen_when_it_is_twice_the_lowest_and_not_a_little(tmp_path: Path) -> None:
-    assert heard(Rises(tmp_path, LOW, "low"), 0.5, 0.3, 0.25, 0.49, 0.4) == [None] * 5
-    assert heard(Rises(tmp_path, LOW, "low"), 0.02, 0.1) == [None] * 2
+    assert heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.5, 0.3, 0.25, 0.49, 0.4) == [None] * 5
+    assert heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.02, 0.1) == [None] * 2
     for step in (0, 2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    first, *others = heard(Rises(tmp_path, LOW, "low"), 0.3, 0.2, 0.25, 0.5, 0.6)[3:]
+    first, *others = heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.3, 0.2, 0.25, 0.5, 0.6)[3:]
     assert first is not None and "from 0.2 to 0.5:" in first and "checkpoint-2 is the last before" in first
     assert others == [None]
-    (lost,) = filter(None, heard(Rises(tmp_path, LOW, "low"), 0.3, float("nan"), first=-2))
+    (lost,) = filter(None, heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.3, float("nan"), first=-2))
     assert "to nan" in lost and "there is no checkpoint from before" in lost
-    rises = Rises(tmp_path, LOW, "low")
+    rises = watch_rises(tmp_path, LOW, ["low"])["low"]
     assert heard(rises, 0.1) == [None] and heard(rises, 0.9, first=2, on="other samples") == [None]
 
 
@@ -75,9 +75,9 @@ def test_the_losses_of_the_log_count_if_they_are_of_the_same_samples(tmp_path: P
         for step, role, loss in ((1, "low", 0.2), (1, "high", 0.01), (2, "low", None), (3, "low", 0.9))
     ]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (told,) = heard(Rises(tmp_path, LOW, "low"), 0.7, first=4)
+    (told,) = heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.7, first=4)
     assert told is not None and "from 0.2 to 0.7" in told
-    assert heard(Rises(tmp_path, LOW, "low"), 0.7, first=4, on="b") == [None]
+    assert heard(watch_rises(tmp_path, LOW, ["low"])["low"], 0.7, first=4, on="b") == [None]
 
 
 def report_of(folder: Path, factor: float) -> LoraReport:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from simplewan.checkpoints import CheckpointStore
 from simplewan.events import EvalLoss
@@ -28,15 +29,21 @@ def fingerprint(samples: Sequence[str], timesteps: Mapping[str, float]) -> str:
     return hashlib.sha256(json.dumps([list(samples), dict(timesteps)]).encode()).hexdigest()[:16]
 
 
-class Rises:
-    """The losses of one role, in the order of the steps. Tells of a rise once."""
+def watch_rises(output: Path, flavour: Flavour, roles: Iterable[str]) -> dict[str, Rises]:
+    """One for each role of the run in `output`; the log is read once for all."""
+    logged = [record for record in read_records(output / LOG_NAME) if record.get("type") == EvalLoss.kind]
+    return {role: Rises(output, flavour, role, logged) for role in roles}
 
-    def __init__(self, output: Path, flavour: Flavour, role: str) -> None:
+
+class Rises:
+    """The losses of one role, in the order of the steps, from those of the log on. Tells of a rise once."""
+
+    def __init__(self, output: Path, flavour: Flavour, role: str, logged: Iterable[Mapping[str, Any]]) -> None:
         self._output, self._flavour, self._role = output, flavour, role
         self._measured_on, self._lowest, self._sound_step = "", math.inf, 0
         self._told = False
-        for record in read_records(output / LOG_NAME):
-            if record.get("type") == EvalLoss.kind and record.get("role") == role:
+        for record in logged:
+            if record["role"] == role:
                 loss = math.nan if record["loss"] is None else record["loss"]
                 self._is_sound(record["step"], loss, record.get("measured_on", ""))
 

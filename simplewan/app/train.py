@@ -17,7 +17,7 @@ from simplewan.app.idle import IdleExperts
 from simplewan.app.preparing import Prepared, announce, eval_batches, prepare
 from simplewan.app.reports import Reports
 from simplewan.app.resume import Resume, find_resume, finished_step, forget_finished
-from simplewan.app.rises import Rises
+from simplewan.app.rises import watch_rises
 from simplewan.app.roles import Expert, load_expert, make_role
 from simplewan.app.scaling import LossScales
 from simplewan.app.settled import FILE as SETTLED_FILE
@@ -142,7 +142,7 @@ def watching_hooks(
         planned=plan.eval_steps,
         recorded=recorded,
         idle=idle,
-        rises={name: Rises(context.output, context.flavour, name) for name in experts},
+        rises=watch_rises(context.output, context.flavour, experts),
     )
     hooks: list[Hook] = [measuring]
     if prepared.rendering is not None:

@@ -16,13 +16,12 @@ from pydantic import ValidationError
 
 from simplewan.errors import Problem
 from simplewan.options.declare import ChoiceError, Declared, Mistake, describe_type, members
-from simplewan.options.sources import Findings, Given, did_you_mean, plain_key
+from simplewan.options.sources import Findings, Given, did_you_mean, is_variable, plain_key
 
 REDACTED = "(redacted)"
 _SECRET_NAME = re.compile(
     r"(^|_)(token|secret|password|access_key|api_key|webhook_url|callback_url)($|_)", re.IGNORECASE
 )
-_TOKEN = re.compile(r"\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # of "https://name:password@host"
 _LIMITS = {
     "greater_than_equal": ("must be at least", "ge"),
@@ -42,7 +41,7 @@ def redact(key: str, value: Any, declared: Declared | None = None) -> Any:
     if isinstance(value, (list, tuple)):
         return [redact(key, item, declared) for item in value]
     hidden = isinstance(value, str) and bool(value) and ((declared and declared.secret) or _SECRET_NAME.search(key))
-    if hidden and not _TOKEN.fullmatch(value) and not (declared and _names_file(value, declared)):
+    if hidden and not is_variable(value) and not (declared and _names_file(value, declared)):
         return REDACTED
     return _PASSWORD.sub(rf"\1{REDACTED}@", value) if isinstance(value, str) else value
 

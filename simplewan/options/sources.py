@@ -291,6 +291,12 @@ def holds_token(value: Any) -> bool:
     return isinstance(value, str) and bool(_TOKEN.search(value))
 
 
+def is_variable(value: str) -> bool:
+    """Whether text is one `{env:NAME}` and nothing else."""
+    match = _TOKEN.fullmatch(value)
+    return match is not None and match[1] == "env" and match[2] is not None
+
+
 def below_placeholder(value: Any, names: Iterable[str]) -> bool:
     """Whether a path lies below one of the named placeholders: what is there may still have to be made."""
     return isinstance(value, str) and any(f"{{{name}}}" in value for name in names)

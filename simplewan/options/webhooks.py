@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from simplewan.errors import Problem
+from simplewan.options.catalogue import unmet
 from simplewan.options.declare import Group, declarations, option
 from simplewan.options.problems import read_values, translate
 from simplewan.options.sources import Expander, Findings, Given, did_you_mean, plain_key, read_json
@@ -118,11 +119,9 @@ def _read(raw: Mapping[str, Any], *, where: str, expand: Expander, findings: Fin
     findings.problems[before:] = [replace(problem, value=None) for problem in findings.problems[before:]]
     if webhook is None or len(findings.problems) > before:
         return None
-    own = {"raw": ("callback_url", "auth_token"), "discord": ("webhook_url",)}
-    for kind, keys in own.items():
-        for key in keys:
-            if kind != webhook.webhook_type and getattr(webhook, key):
-                findings.warn(f"{where}: {key} is not used: webhook_type is {webhook.webhook_type}")
+    for key, declared in among.items():
+        if getattr(webhook, key) and unmet(declared, webhook.__dict__):
+            findings.warn(f"{where}: {key} is not used: webhook_type is {webhook.webhook_type}")
     findings.problems.extend(problems := _address_problems(webhook, where=where))
     return None if problems else webhook
 

@@ -20,7 +20,7 @@ from typing import Any
 import requests
 import urllib3
 
-from simplewan.errors import Problem, UserError
+from simplewan.errors import Problem, UserError, counted
 from simplewan.events import Emit, ErrorHappened, Event, Metric, Notice, Progress, silent
 from simplewan.options.webhooks import LEVELS, WebhookOptions
 from simplewan.reporting.messages import (
@@ -221,7 +221,7 @@ class Webhook:
         """Give it so long to come to its end after `stop`. Says what was not sent."""
         self._thread.join(seconds)
         if unsent := len(self._waiting) + self._lost:
-            self._say(f"was not sent {unsent} report{'s' if unsent > 1 else ''}", warning=True)
+            self._say(f"was not sent {counted(unsent, 'report')}", warning=True)
         self._emit = silent  # the thread, should it still be at work
 
     def _item(self, message: Message) -> Item:
